@@ -1,0 +1,199 @@
+"""Elementwise units and masks: working, stored and physical numbers; dB; clear; indices.
+
+Nothing here reads a file or knows a catalogue. The conversions come in two ways that must agree
+to the last bit: ``to_stored`` goes straight from working to stored numbers (what a build does),
+``to_physical`` then ``encode`` goes through the values a person sees (what ``write`` of a
+person's own cube does).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cubes.types import ClearPolicy, CubeError, Layer
+
+NOISE_FLOOR = np.float32(1e-6)
+"""Linear power (-60 dB) given to measurements that were clipped to 0 by noise subtraction: below
+any Sentinel-1 noise floor (about -22 to -25 dB), so that it reads as "as dark as can be"."""
+
+Array = npt.NDArray[np.generic]
+
+
+def db(power: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return linear power as decibels, float32; NaN where power is NaN, zero or negative."""
+    linear = np.asarray(power, dtype=np.float32)
+    out = np.full(linear.shape, np.nan, np.float32)
+    np.log10(linear, out=out, where=linear > 0)
+    out *= np.float32(10)
+    return out
+
+
+def power(decibels: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return decibels as linear power, float32; NaN stays NaN."""
+    return np.power(np.float32(10), np.asarray(decibels, np.float32) / np.float32(10))
+
+
+def is_valid(numbers: Array, nodata: float | None) -> npt.NDArray[np.bool_]:
+    """Return where `numbers` differ from `nodata` (NaN understood); all True if None."""
+    if nodata is None:
+        return np.ones(numbers.shape, bool)
+    if np.isnan(nodata):
+        return ~np.isnan(numbers)
+    return np.asarray(numbers != numbers.dtype.type(nodata))
+
+
+def valid(stored: Array, layer: Layer) -> npt.NDArray[np.bool_]:
+    """Return where stored numbers of `layer` are measurements, True = has data."""
+    return is_valid(stored, layer.nodata)
+
+
+def to_physical(work: Array, layer: Layer) -> Array:
+    """Return working numbers as physical values.
+
+    Parameters
+    ----------
+    work : array
+        Working numbers, dtype ``layer.work_dtype``, nodata ``layer.work_nodata``.
+    layer : Layer
+        The layer's row.
+
+    Returns
+    -------
+    array
+        Same shape. Continuous and phase: float32 in ``layer.units``, NaN where nodata.
+        Class: unchanged. Mask: bool.
+    """
+    if layer.kind == "mask":
+        return work.astype(bool)
+    if layer.kind == "class":
+        return work
+    if layer.convert == "power_to_db":
+        return db(work)
+    if layer.convert == "identity":
+        return work.astype(np.float32, copy=False)
+    return decode(work, layer)
+
+
+def decode(stored: Array, layer: Layer) -> Array:
+    """Return stored numbers as physical values: float32 with NaN, classes as is, masks as bool."""
+    if layer.kind == "mask":
+        return stored.astype(bool)
+    if layer.kind == "class":
+        return stored
+    if stored.dtype.kind == "f" and layer.scale == 1.0 and layer.offset == 0.0:
+        return stored.astype(np.float32, copy=False)
+    # float64 inside: float32 arithmetic would make 1234 * 1e-4 - 0.1 differ by an ulp between
+    # numpy, xarray's CF decoding and a GPU; rounding once keeps the readers equal to the bit.
+    values = (stored.astype(np.float64) * layer.scale + layer.offset).astype(np.float32)
+    values[~valid(stored, layer)] = np.nan
+    return values
+
+
+def encode(physical: Array, layer: Layer) -> Array:
+    """Return physical values as stored numbers of ``layer.dtype``; NaN becomes nodata.
+
+    Values outside what the layer can hold are clipped to ``layer.valid_range``, never wrapped.
+
+    Raises
+    ------
+    CubeError
+        NaN in a layer that has no nodata.
+    """
+    dtype = np.dtype(layer.dtype)
+    if layer.kind in ("class", "mask"):
+        return physical.astype(dtype)
+    if dtype.kind == "f":
+        return physical.astype(dtype, copy=False)
+    assert layer.nodata is not None, layer.name
+    good = ~np.isnan(physical)
+    low, high = layer.valid_range
+    clipped = np.clip(np.where(good, physical, 0).astype(np.float64), low, high)
+    stored = np.rint((clipped - layer.offset) / layer.scale).astype(dtype)
+    stored[~good] = dtype.type(layer.nodata)
+    return stored
+
+
+def to_stored(work: Array, layer: Layer) -> Array:
+    """Return working numbers as stored numbers; equals ``encode(to_physical(work))`` bit for bit.
+
+    Raises
+    ------
+    CubeError
+        The working dtype is not the row's.
+    """
+    if work.dtype != np.dtype(layer.work_dtype):
+        raise CubeError(
+            f"layer {layer.name!r} works in {layer.work_dtype}, but got {work.dtype}; "
+            "read with the layer's own row"
+        )
+    if layer.convert == "stored":
+        if layer.kind == "continuous" and layer.work_dtype == layer.dtype:
+            return work  # the integers are already what encode(decode()) gives back
+        return work.astype(layer.dtype, copy=False)
+    return encode(to_physical(work, layer), layer)
+
+
+def clear(scl: Array, policy: ClearPolicy) -> npt.NDArray[np.bool_]:
+    """Return where a scene classification is clear by `policy`.
+
+    Parameters
+    ----------
+    scl : array
+        Scene classification, shape (..., y, x), uint8, 0 = nodata (never clear).
+    policy : ClearPolicy
+        Classes counted as clear and the radius, in pixels, by which unclear areas grow.
+
+    Returns
+    -------
+    array
+        bool, same shape, True = clear. With ``dilate > 0`` pixels within that distance of the
+        array's edge know nothing of clouds beyond it: read with a halo.
+    """
+    table = np.zeros(256, bool)
+    table[list(policy.classes)] = True
+    table[0] = False
+    good = table[scl]
+    if policy.dilate:
+        from scipy.ndimage import distance_transform_edt
+
+        # nodata is not cloud: it must not eat into its neighbours
+        cloudy = ~good & (scl != 0)
+        for index in np.ndindex(scl.shape[:-2]):
+            if cloudy[index].any():
+                near = distance_transform_edt(~cloudy[index]) <= policy.dilate
+                good[index] &= ~near
+    return good
+
+
+def ndvi(red: npt.ArrayLike, nir: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Return the normalised difference vegetation index, float32; NaN where red + nir <= 0.
+
+    Tucker (1979), Remote Sensing of Environment 8: (NIR - RED) / (NIR + RED) on reflectance 0..1.
+    """
+    r, n = np.asarray(red, np.float32), np.asarray(nir, np.float32)
+    total = n + r
+    out = np.full(np.broadcast(r, n).shape, np.nan, np.float32)
+    np.divide(n - r, total, out=out, where=total > 0)
+    return out
+
+
+def evi(
+    blue: npt.ArrayLike, red: npt.ArrayLike, nir: npt.ArrayLike
+) -> npt.NDArray[np.float32]:
+    """Return the enhanced vegetation index, float32; NaN where the denominator is not positive.
+
+    Huete et al. (2002), Remote Sensing of Environment 83: 2.5 (N - R) / (N + 6 R - 7.5 B + 1),
+    on reflectance 0..1 (on values x 10,000 it saturates).
+    """
+    b, r, n = (np.asarray(v, np.float32) for v in (blue, red, nir))
+    below = n + 6 * r - np.float32(7.5) * b + 1
+    out = np.full(np.broadcast(b, r, n).shape, np.nan, np.float32)
+    np.divide(np.float32(2.5) * (n - r), below, out=out, where=below > 0)
+    return out
+
+
+def sin_cos(phase: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return sine and cosine of a phase in radians, float32: the only way to average a phase."""
+    angle = np.asarray(phase, np.float32)
+    return np.sin(angle), np.cos(angle)

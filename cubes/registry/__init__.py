@@ -1,0 +1,256 @@
+"""Rows become nouns: layers, catalogues, legends and named areas, the shipped ones and a user's.
+
+A user's own file has the tables ``[layers.NAME]``, ``[catalogs.NAME]``, ``[legends.NAME]`` and
+``[aois.NAME]`` (``wkt``, or ``bbox``, and ``size`` for points). ``add(path)`` makes its rows known by name in
+this process; ``catalog(path)`` uses a file with one catalogue without adding it. Workers need no
+registry: a plan carries the rows that it uses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cubes.types import AOI, Access, Catalog, CubeError, Layer, Legend, Product
+
+_Row = dict[str, Any]
+
+
+def _shipped(name: str) -> _Row:
+    return tomllib.loads(files(__name__).joinpath(name).read_text(encoding="utf-8"))
+
+
+class _Rows:
+    """Raw tables by kind, filled on first use so that importing costs nothing."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, _Row] = {}
+
+    def table(self, kind: str) -> _Row:
+        if kind not in self._tables:
+            if kind == "aois":
+                text = files(__name__).joinpath("aois.geojson").read_text(encoding="utf-8")
+                self._tables[kind] = {
+                    f["properties"]["name"]: {"geojson": f["geometry"]}
+                    for f in json.loads(text)["features"]
+                }
+            else:
+                self._tables[kind] = _shipped(f"{kind}.toml")
+        return self._tables[kind]
+
+    def row(self, kind: str, name: str) -> _Row:
+        table = self.table(kind)
+        if name not in table:
+            raise CubeError(_unknown(kind[:-1], name, table))
+        row: _Row = table[name]
+        return row
+
+
+_rows = _Rows()
+_KINDS = ("layers", "catalogs", "legends", "aois")
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> _Row:
+    """Return `base` with the tables of `over` laid over it, level by level."""
+    out = dict(base)
+    for key, value in over.items():
+        # a map of assets is one value: laying one over another would mix two catalogues' keys
+        nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if nested and key != "assets" else value
+    return out
+
+
+def _fields(cls: type, row: Mapping[str, Any], what: str) -> _Row:
+    """Return the row as keyword arguments of `cls`, refusing keys it does not have."""
+    known = cls.__dataclass_fields__.keys()  # type: ignore[attr-defined]
+    for key in row:
+        if key not in known:
+            raise CubeError(_unknown(f"key in {what}", key, known))
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+
+
+def layer(name: str | Layer) -> Layer:
+    """Return the layer called `name` with its default channels, or the object itself.
+
+    Raises
+    ------
+    CubeError
+        No such layer; the nearest name is given.
+    """
+    if isinstance(name, Layer):
+        return name
+    row = {"nodata": None, "work_nodata": None, **_rows.row("layers", name)}
+    defaults = row.pop("default_channels", None)
+    made = Layer(**_fields(Layer, {**row, "name": name}, f"layer {name!r}"))
+    return made.pick(tuple(defaults)) if defaults else made
+
+
+def all_channels(name: str) -> tuple[str, ...]:
+    """Return every channel that the layer's row allows."""
+    return tuple(_rows.row("layers", name).get("channels", ()))
+
+
+def layers() -> dict[str, Layer]:
+    """Return every known layer by name."""
+    return {name: layer(name) for name in _rows.table("layers")}
+
+
+def catalog(name: str | Path | Catalog, **changes: Any) -> Catalog:
+    """Return a catalogue by name, from a user's file with one ``[catalogs.NAME]``, or as it is.
+
+    Parameters
+    ----------
+    name : str, Path or Catalog
+        A known name, a path ending in ``.toml``, or a `Catalog`.
+    **changes
+        Fields to replace, for example ``url=`` of a server or static catalogue.
+
+    Raises
+    ------
+    CubeError
+        Unknown name or key, or a file with no or several catalogues.
+    """
+    if isinstance(name, Catalog):
+        from dataclasses import replace
+
+        return replace(name, **changes) if changes else name
+    if str(name).endswith(".toml"):
+        path = Path(name)
+        rows = _read(path).get("catalogs", {})
+        if len(rows) != 1:
+            raise CubeError(
+                f"{path} holds {len(rows)} catalogues ({', '.join(rows) or 'none'}); "
+                "cubes.add(path) makes them known by name, then pass catalog=NAME"
+            )
+        (key, row), folder = next(iter(rows.items())), path.resolve().parent
+        return _catalog(key, {**row, **changes}, folder)
+    row = _rows.row("catalogs", str(name))
+    return _catalog(str(name), _merged(row, changes), Path(row.get("_folder", ".")))
+
+
+def _catalog(name: str, row: Mapping[str, Any], folder: Path) -> Catalog:
+    row = {k: v for k, v in row.items() if k != "_folder"}
+    seen = [name]
+    while "extends" in row:
+        base = str(row["extends"])
+        if base in seen:
+            raise CubeError(f"catalogue {name!r} extends itself: {' -> '.join([*seen, base])}")
+        seen.append(base)
+        parent = _rows.row("catalogs", base)
+        row = _merged(parent, {k: v for k, v in row.items() if k != "extends"})
+        if "extends" in parent:
+            row["extends"] = parent["extends"]
+    products = {
+        layer_name: Product(**_fields(Product, {"nodata": None, **p}, f"product {layer_name!r}"))
+        for layer_name, p in row.get("products", {}).items()
+    }
+    access = row.get("access", {})
+    if not isinstance(access, Access):
+        given = _fields(Access, access, f"access of catalogue {name!r}")
+        given["sign"] = given.get("sign") or None
+        given["roots"] = tuple(str((folder / r).resolve()) for r in given.get("roots", ()))
+        access = Access(**given)
+    body = _fields(Catalog, {k: v for k, v in row.items() if k not in ("products", "access")},
+                   f"catalogue {name!r}")  # fmt: skip
+    if body.get("kind") == "static" and body.get("url") and "://" not in str(body["url"]):
+        body["url"] = str((folder / str(body["url"])).resolve())
+        if not access.roots and "file" in access.schemes:
+            from dataclasses import replace
+
+            # a static catalogue on disk may read what lies beside it, and nothing else
+            access = replace(access, roots=(str(Path(body["url"]).parent),))
+    return Catalog(**{**body, "name": name}, access=access, products=products)
+
+
+def catalogs() -> tuple[str, ...]:
+    """Return the names of the known catalogues."""
+    return tuple(_rows.table("catalogs"))
+
+
+def legend(name: str | Legend) -> Legend:
+    """Return the legend called `name`, or the object itself.
+
+    Raises
+    ------
+    CubeError
+        No such legend.
+    """
+    if isinstance(name, Legend):
+        return name
+    row = {"nodata": None, **_rows.row("legends", name)}
+    classes = {int(code): (str(v[0]), str(v[1])) for code, v in row.pop("classes").items()}
+    return Legend(**_fields(Legend, {**row, "name": name}, f"legend {name!r}"), classes=classes)
+
+
+def named_aoi(name: str) -> AOI:
+    """Return the area called `name`.
+
+    Raises
+    ------
+    CubeError
+        No such area.
+    """
+    import shapely
+    from shapely.geometry import shape
+
+    row = _rows.row("aois", name)
+    if "geojson" in row:
+        wkt = shapely.to_wkt(shape(row["geojson"]), rounding_precision=9, trim=True)
+    elif "bbox" in row:
+        wkt = shapely.to_wkt(shapely.box(*row["bbox"]), rounding_precision=9, trim=True)
+    else:
+        wkt = row["wkt"]
+    return AOI(name=name, wkt=wkt, size=row.get("size"))
+
+
+def aois() -> tuple[str, ...]:
+    """Return the names of the known areas."""
+    return tuple(_rows.table("aois"))
+
+
+def _read(path: Path) -> _Row:
+    try:
+        rows = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CubeError(f"no such file: {path}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise CubeError(f"{path} is not valid TOML: {error}") from None
+    for key in rows:
+        if key not in _KINDS:
+            raise CubeError(_unknown(f"table in {path.name}", key, _KINDS))
+    return rows
+
+
+def add(path: str | Path) -> tuple[str, ...]:
+    """Return the names of the rows that were made known by name from a user's TOML file.
+
+    Relative paths in it (a static catalogue's url, roots) are taken from the file's folder.
+
+    Raises
+    ------
+    CubeError
+        No such file, not TOML, or an unknown table.
+    """
+    path = Path(path)
+    added = []
+    for kind, rows in _read(path).items():
+        for name, row in rows.items():
+            extra = {"_folder": str(path.resolve().parent)} if kind == "catalogs" else {}
+            _rows.table(kind)[name] = {**row, **extra}
+            added.append(name)
+    for name in added:
+        if name in _rows.table("catalogs"):
+            catalog(name)
+    return tuple(added)
