@@ -1,0 +1,56 @@
+# Everything from nothing but python3 (3.11 to 3.13) and make. The environment is .venv.
+#
+#   make demo     the main job: worlds, search, cubes, samples, training, embedding, report.html
+#   make test     the tests
+#   make check    lint, format and types
+#   make bench    asv, quick          make docs     the executed documentation
+#   make clean    remove environments, caches and what the demo wrote
+#
+# PYTHON=python3.12 chooses an interpreter; TORCH="torch --index-url ..." chooses a torch build;
+# DEMO="--quick --out /elsewhere" and PYTEST="-k stac" pass arguments on.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+DEMO ?=
+PYTEST ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: venv demo test check bench docs clean
+.DEFAULT_GOAL := venv
+
+venv: $(READY)
+
+# torch goes first and alone: its wheel is by far the largest, and a build chosen by TORCH= must
+# not be replaced by the resolver afterwards.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	    "DeepSentinel needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -e '.[learn,demo,fast,bench,dev,planetary-computer]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/deepsentinel demo $(DEMO)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	cd benchmarks && ../$(BIN)/asv run --quick --show-stderr --python=same
+
+docs: $(READY)
+	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST)
+
+clean:
+	rm -rf $(VENV) .venv313 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
