@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """This package: verbs that share a module's name (train, embed, evaluate) stay the verbs.
+    """Package in which verbs that share a module's name (train, embed, evaluate) stay verbs.
 
     Importing ``deepsentinel.train`` would otherwise bind the module over the function.
     """

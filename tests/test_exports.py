@@ -1,0 +1,48 @@
+"""What the packages export: sorted, importable, documented, and callable under the verb's name."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+PACKAGES = ["cubes", "cubes.worlds", "deepsentinel"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_is_sorted(package: str) -> None:
+    names = importlib.import_module(package).__all__
+    assert names == sorted(names)
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_is_importable_and_documented(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert not isinstance(value, ModuleType), f"{package}.{name} is a module, not a name of it"
+        if callable(value):
+            assert (value.__doc__ or "").strip(), f"{package}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_dir_lists_all(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(dir(module))
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    module = importlib.import_module("deepsentinel")
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        _ = module.tarin
+
+
+@pytest.mark.parametrize("verb", ["train", "embed", "evaluate"])
+def test_verbs_survive_the_import_of_their_module(verb: str) -> None:
+    package = importlib.import_module("deepsentinel")
+    module = importlib.import_module(f"deepsentinel.{verb}")
+    assert isinstance(module, ModuleType)
+    assert callable(getattr(package, verb))
+    assert getattr(package, verb) is getattr(module, verb)
