@@ -31,7 +31,10 @@ def db(power: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 def power(decibels: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Return decibels as linear power, float32; NaN stays NaN."""
-    return np.power(np.float32(10), np.asarray(decibels, np.float32) / np.float32(10))
+    linear: npt.NDArray[np.float32] = np.power(
+        np.float32(10), np.asarray(decibels, np.float32) / np.float32(10)
+    )
+    return linear
 
 
 def is_valid(numbers: Array, nodata: float | None) -> npt.NDArray[np.bool_]:
@@ -153,7 +156,7 @@ def clear(scl: Array, policy: ClearPolicy) -> npt.NDArray[np.bool_]:
     table = np.zeros(256, bool)
     table[list(policy.classes)] = True
     table[0] = False
-    good = table[scl]
+    good: npt.NDArray[np.bool_] = table[scl]
     if policy.dilate:
         from scipy.ndimage import distance_transform_edt
 
@@ -178,9 +181,7 @@ def ndvi(red: npt.ArrayLike, nir: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return out
 
 
-def evi(
-    blue: npt.ArrayLike, red: npt.ArrayLike, nir: npt.ArrayLike
-) -> npt.NDArray[np.float32]:
+def evi(blue: npt.ArrayLike, red: npt.ArrayLike, nir: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Return the enhanced vegetation index, float32; NaN where the denominator is not positive.
 
     Huete et al. (2002), Remote Sensing of Environment 83: 2.5 (N - R) / (N + 6 R - 7.5 B + 1),

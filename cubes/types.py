@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
@@ -32,6 +31,10 @@ OnMissing = Literal["raise", "mask"]
 
 FORMAT_VERSION = 1
 """Version of the store layout and ledger; a store of a newer version is refused."""
+
+
+TIME_COORDS = ("time", "reference_time", "secondary_time")
+"""Coordinates that are times: ISO strings in an `Axis`, datetime64[ns] (UTC) in a cube."""
 
 
 class CubeError(ValueError):

@@ -15,11 +15,11 @@ import pytest
 # Imports go only from later to earlier names. A new module must be given its place here.
 CUBES = (
     "types", "registry", "names", "grid", "physics", "insar", "series", "read", "stac", "files",
-    "worlds", "cube", "ledger", "store", "corpus", "samples", "stats", "",
+    "worlds", "plans", "cube", "request", "ledger", "store", "corpus", "samples", "stats", "",
 )  # fmt: skip
 DEEPSENTINEL = (
-    "batch", "augment", "model", "backbones", "objectives", "recipe", "train", "evaluate",
-    "embed", "pictures", "explore", "demo", "cli", "",
+    "batch", "augment", "model", "backbones", "objectives", "recipe", "train", "metrics",
+    "baselines", "evaluate", "embed", "pictures", "report", "explore", "demo", "cli", "",
 )  # fmt: skip
 ORDER = {
     f"{package}.{name}".rstrip("."): (package, place)

@@ -1,8 +1,8 @@
 """Rows become nouns: layers, catalogues, legends and named areas, the shipped ones and a user's.
 
 A user's own file has the tables ``[layers.NAME]``, ``[catalogs.NAME]``, ``[legends.NAME]`` and
-``[aois.NAME]`` (``wkt``, or ``bbox``, and ``size`` for points). ``add(path)`` makes its rows known by name in
-this process; ``catalog(path)`` uses a file with one catalogue without adding it. Workers need no
+``[aois.NAME]`` (``wkt``, or ``bbox``, and ``size`` for points). ``add(path)`` makes its rows known
+by name in this process; ``catalog(path)`` uses a file with one catalogue without adding it. Workers need no
 registry: a plan carries the rows that it uses.
 """
 
