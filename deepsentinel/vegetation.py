@@ -1,0 +1,455 @@
+"""NDVI of a date from Sentinel-1 alone, or across a gap in Sentinel-2, beside honest floors.
+
+All contenders see the same dates and are scored on the same clear pixels. Skill is measured over
+the month climatology of the training samples (no class known): most of NDVI's variance is season,
+so total R2 flatters whoever knows the calendar.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from cubes import physics
+from cubes.types import CubeError
+from deepsentinel import baselines, metrics
+from deepsentinel.tasks import (
+    Evaluation,
+    Options,
+    Scored,
+    features,
+    held_out,
+    options_meta,
+    reflectance_scale,
+    stream,
+)
+
+MODEL = "model"
+READOUT = "model, linear readout"
+RIDGE = "ridge"
+RIDGE_AREA = "ridge, 5 x 5 neighbourhood"
+CLIMATOLOGY = "month climatology"
+LINEAR = "linear interpolation"
+LAST = "last clear date"
+
+BINS = np.linspace(-0.2, 1.0, 61)
+"""Edges of the density of prediction against truth."""
+EXAMPLES = 4
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
+    """Return the NDVI evaluation: R2, skill, MAE, RMSE, bias, r of the model and its floors.
+
+    Raises
+    ------
+    CubeError
+        The cubes lack Sentinel-1 or the bands B04 and B08, or hold no clear pixel.
+    """
+    model = model.eval()
+    floors = _fit(model, train, options)
+    result = _Result(options=options)
+    for item in stream(model, test, options):
+        for view in _views(item, options):
+            _score(model, floors, view, result)
+    if not result.tally.sums:
+        raise CubeError(
+            "no clear pixel with Sentinel-1 in the test samples: nothing to score NDVI on"
+        )
+    return Evaluation(
+        task="ndvi" if options.gap is None else "ndvi-gap",
+        table=_table(result.tally, options),
+        arrays=result.arrays(),
+        meta={
+            "climatology": floors.climatology.table().tolist(),
+            "train_pixels": int(floors.climatology.n.sum()),
+            "by_month": result.by_month(),
+            "examples": result.example_days(),
+            "penalty": {k: r.penalty for k, r in floors.ridges.items()},
+            "options": options_meta(options),
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class _Floors:
+    climatology: baselines.Climatology
+    ridges: dict[str, baselines.Ridge]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """A batch of which some Sentinel-2 dates are hidden: what is asked, and what may be seen."""
+
+    item: Scored
+    x: dict[str, Any]
+    """The model's input without the hidden dates."""
+    truth: Floats
+    """(B, T, H, W), NaN where not clear."""
+    hidden: Bools
+    """(B, T), the dates asked for."""
+    days: Doubles
+    """(B, T), of Sentinel-2; padding holds anything."""
+
+
+def truth_ndvi(item: Scored) -> tuple[Floats, Doubles, Bools]:
+    """Return measured NDVI (B, T, H, W), NaN where not clear; days (B, T); present (B, T).
+
+    Raises
+    ------
+    CubeError
+        The batch has no Sentinel-2 reflectance with B04 and B08.
+    """
+    values = item.physical("s2/reflectance")
+    row = item.layer("s2/reflectance")
+    if values is None or not {"B04", "B08"} <= set(row.channels):
+        raise CubeError("the NDVI task needs s2/reflectance with the bands B04 and B08 in the cube")
+    red, nir = (values[:, :, row.channels.index(b)] for b in ("B04", "B08"))
+    index = np.clip(physics.ndvi(red, nir), -1, 1)
+    present = item.batch.present["s2"].cpu().numpy().astype(bool)
+    usable = np.broadcast_to(present[:, :, None, None], index.shape).copy()
+    clear = item.batch.stored.get("s2/clear")
+    if clear is not None:
+        usable &= clear[:, :, 0].cpu().numpy().astype(bool)
+    days = item.batch.days["s2"].cpu().numpy().astype(np.float64)
+    return np.where(usable, index, np.nan).astype(np.float32), days, present
+
+
+def _views(item: Scored, options: Options) -> list[_View]:
+    """Return the batch with all Sentinel-2 hidden, or once per block of `options.gap` days."""
+    if "s1" not in item.batch.days:
+        raise CubeError("the NDVI task needs s1/backscatter in the cube")
+    truth, days, present = truth_ndvi(item)
+    if options.gap is None:
+        x = {k: v for k, v in item.x.items() if k != "s2"}
+        return [_View(item=item, x=x, truth=truth, hidden=present, days=days)]
+    first = np.where(present, days, np.inf).min(1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        block = np.where(present, np.floor((days - first) / options.gap), -1)
+    views = []
+    for k in range(int(block.max()) + 1):
+        hidden = block == k
+        if hidden.any():
+            x = {**item.x, "s2": _without(item.x["s2"], hidden)}
+            views.append(_View(item=item, x=x, truth=truth, hidden=hidden, days=days))
+    return views
+
+
+def _without(values: dict[str, Any], hidden: Bools) -> dict[str, Any]:
+    """Return a group's input with some dates turned into padding."""
+    keep = torch.from_numpy(~hidden).to(values["x"].device)
+    wide = keep[:, :, None, None, None]
+    out = {**values, "x": values["x"] * wide, "present": values["present"] & keep}
+    for name in ("valid", "clear"):
+        if name in values:
+            out[name] = values[name] & wide
+    return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What one sample of a view asks at the chosen pixels: features of every contender."""
+
+    b: int
+    queries: npt.NDArray[np.int64]
+    """Rows of the Sentinel-2 dates asked for."""
+    pixels: npt.NDArray[np.int64]
+    """Flat indices of the pixels."""
+    y: Floats
+    """(Q, P), NaN where not clear."""
+    days: Doubles
+    """(Q,)"""
+
+
+def _asked(view: _View, options: Options) -> list[_Asked]:
+    out = []
+    present = view.item.batch.present["s1"].cpu().numpy().astype(bool)
+    for b in range(len(view.item)):
+        queries = np.flatnonzero(view.hidden[b])
+        if not len(queries) or not present[b].any():
+            continue
+        truth = view.truth[b, queries]
+        pixels = view.item.pixels(b, options.pixels, options.seed, np.isfinite(truth).any(0))
+        if not len(pixels):
+            continue
+        y = truth.reshape(len(queries), -1)[:, pixels]
+        out.append(_Asked(b=b, queries=queries, pixels=pixels, y=y, days=view.days[b, queries]))
+    return out
+
+
+class _Radar:
+    """Sentinel-1 of a batch in physical units, pixel by pixel or averaged over 5 x 5."""
+
+    def __init__(self, item: Scored) -> None:
+        self.item = item
+        self.days = item.batch.days["s1"].cpu().numpy().astype(np.float64)
+        self.present = item.batch.present["s1"].cpu().numpy().astype(bool)
+        backscatter = item.physical("s1/backscatter")
+        if backscatter is None:
+            raise CubeError("the NDVI task needs s1/backscatter in the cube")
+        self.power = physics.power(backscatter)
+        self.coherence = item.physical("insar/coherence")
+        self.incidence = self._incidence()
+        self.area = _box(self.power)
+        self.area_coherence = None if self.coherence is None else _box(self.coherence)
+
+    def _incidence(self) -> Floats | None:
+        """Return incidence per date, (B, T, H, W) degrees: each date takes its track's."""
+        values = self.item.physical("s1/incidence")
+        if values is None:
+            return None
+        track = self.item.batch.track.cpu().numpy()
+        known = (track >= 0)[:, :, None, None]
+        rows = np.arange(len(track))[:, None]
+        return np.where(known, values[rows, np.maximum(track, 0), 0], np.nan).astype(np.float32)
+
+    def features(self, b: int, pixels: Any, queries: Doubles, *, area: bool) -> Floats:
+        """Return what a ridge sees at some pixels and dates, (Q, F, P)."""
+        here = self.present[b]
+        power = self.area if area else self.power
+        coherence = self.area_coherence if area else self.coherence
+
+        def pick(values: Any) -> Any:
+            return None if values is None else _flat(values[b, here])[..., pixels]
+
+        return baselines.radar_features(
+            baselines.Radar(
+                power=pick(power),
+                coherence=pick(coherence),
+                incidence=pick(self.incidence),
+                days=self.days[b, here],
+            ),
+            queries,
+        )
+
+
+def _flat(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values.reshape(*values.shape[:-2], -1)
+
+
+def _box(values: npt.NDArray[Any]) -> Floats:
+    """Return 5 x 5 means of (..., H, W) without NaN; NaN where the centre is."""
+    flat = torch.from_numpy(np.ascontiguousarray(values, np.float32)).flatten(0, -3)[:, None]
+    good = flat.isfinite()
+    pool = torch.nn.AvgPool2d(5, stride=1, padding=2)
+    total, share = pool(torch.where(good, flat, 0.0)), pool(good.float())
+    mean = torch.where(good, total / share.clamp_min(1e-6), torch.nan)
+    return mean.reshape(values.shape).numpy()
+
+
+def _model_ndvi(model: Any, view: _View) -> tuple[Floats, Floats]:
+    """Return the model's NDVI (B, T, H, W) and bands (B, T, C, H, W) at Sentinel-2's dates."""
+    scale = reflectance_scale(model)
+    device = next(iter(model.parameters())).device
+    known = np.isfinite(view.days) & view.hidden
+    fill = np.where(known, view.days, 0).max(1, keepdims=True)
+    days = torch.from_numpy(np.where(known, view.days, fill).astype(np.float32)).to(device)
+    with torch.inference_mode():
+        bands: Floats = (
+            model.predict(view.x, query={"group": "s2", "days": days}).float().cpu().numpy()
+        )
+    red, nir = (
+        bands[:, :, scale.channel(b)] * scale.std(b) + scale.mean(b) for b in ("B04", "B08")
+    )
+    # reflectance below 0.1 % makes the ratio explode; the sensor does not measure it either
+    index = physics.ndvi(np.maximum(red, 1e-3), np.maximum(nir, 1e-3))
+    return np.clip(index, -1, 1), bands
+
+
+def _readout(guess: Floats, bands: Floats, dense: Floats, asked: _Asked) -> Floats:
+    """Return what the linear readout of the frozen model sees, (Q, F, P)."""
+    b, q, pixels = asked.b, asked.queries, asked.pixels
+    first = _flat(guess[b, q])[:, None, pixels]
+    told = _flat(bands[b, q])[..., pixels]
+    place = np.broadcast_to(_flat(dense[b])[None, :, pixels], (len(q), dense.shape[1], len(pixels)))
+    doy = baselines.season(asked.days).T[:, :, None]
+    return np.concatenate(
+        [first, told, place, np.broadcast_to(doy, (len(q), doy.shape[1], len(pixels)))], 1
+    )
+
+
+def _inputs_of(model: Any, view: _View, options: Options) -> list[tuple[_Asked, dict[str, Any]]]:
+    """Return, per sample asked, the features of every fitted contender and the interpolations."""
+    asked = _asked(view, options)
+    if not asked:
+        return []
+    radar = _Radar(view.item)
+    guess, bands = _model_ndvi(model, view)
+    dense = features(model, view.x)
+    out = []
+    for a in asked:
+        x: dict[str, Any] = {
+            RIDGE: radar.features(a.b, a.pixels, a.days, area=False),
+            RIDGE_AREA: radar.features(a.b, a.pixels, a.days, area=True),
+            READOUT: _readout(guess, bands, dense, a),
+            MODEL: _flat(guess[a.b, a.queries])[:, a.pixels],
+        }
+        if options.gap is not None:
+            known = ~view.hidden[a.b] & np.isfinite(view.truth[a.b]).any((1, 2))
+            order = np.argsort(view.days[a.b, known])
+            seen = _flat(view.truth[a.b, known])[order][:, a.pixels]
+            both = baselines.interpolate(seen, view.days[a.b, known][order], a.days)
+            x[LINEAR], x[LAST] = both["linear"], both["last"]
+            for name in (RIDGE, RIDGE_AREA):  # the same information as the model
+                x[name] = np.concatenate([x[name], both["linear"][:, None]], 1)
+        out.append((a, x))
+    return out
+
+
+def _fit(model: Any, train: Any, options: Options) -> _Floors:
+    floors = _Floors(
+        climatology=baselines.Climatology(),
+        ridges={name: baselines.Ridge() for name in (RIDGE, RIDGE_AREA, READOUT)},
+    )
+    for item in stream(model, train, options):
+        for view in _views(item, options):
+            for asked, x in _inputs_of(model, view, options):
+                fold = int(held_out(item.tile(asked.b, options.tile), options.seed))
+                for row, day in enumerate(asked.days):
+                    floors.climatology.add(baselines.month_of(float(day)), asked.y[row])
+                    for name, ridge in floors.ridges.items():
+                        ridge.add(x[name][row], asked.y[row], fold=fold)
+    if not floors.climatology.n.any():
+        raise CubeError(
+            "no clear pixel with Sentinel-1 in the training samples: no floor can be fitted"
+        )
+    for ridge in floors.ridges.values():
+        ridge.fit()
+    return floors
+
+
+@dataclass(kw_only=True)
+class _Result:
+    options: Options
+    tally: metrics.Tally = field(default_factory=metrics.Tally)
+    months: metrics.Tally = field(default_factory=metrics.Tally)
+    density: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    examples: list[tuple[float, int, float, dict[str, Floats]]] = field(default_factory=list)
+    count: int = 0
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return densities, and the example images from the most varied down."""
+        out: dict[str, npt.NDArray[np.generic]] = {
+            f"density/{name}": d for name, d in self.density.items()
+        }
+        for i, (_, _, _, images) in enumerate(sorted(self.examples, reverse=True)):
+            out |= {f"example/{i}/{name}": image for name, image in images.items()}
+        return out
+
+    def example_days(self) -> list[float]:
+        return [day for _, _, day, _ in sorted(self.examples, reverse=True)]
+
+    def by_month(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return scores per contender and calendar month."""
+        floor = self.months.sums.get(CLIMATOLOGY, {})
+        return {
+            name: {
+                str(month): {
+                    "n": float(sums[0].item()),
+                    **{
+                        k: float(v)
+                        for k, v in metrics.regression_scores(sums, floor[month]).items()
+                    },
+                }
+                for month, sums in sorted(tiles.items(), key=lambda kv: int(str(kv[0])))
+            }
+            for name, tiles in self.months.sums.items()
+        }
+
+
+def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
+    climatology = floors.climatology.table()
+    for asked, x in _inputs_of(model, view, result.options):
+        tile = view.item.tile(asked.b, result.options.tile)
+        for row, day in enumerate(asked.days):
+            month = baselines.month_of(float(day))
+            y = asked.y[row]
+            floor = np.full(y.shape, climatology[month - 1], np.float32)
+            guesses: dict[str, Floats] = {CLIMATOLOGY: floor, MODEL: x[MODEL][row]}
+            for name, ridge in floors.ridges.items():
+                guesses[name] = np.clip(ridge.predict(x[name][row]), -1, 1)
+            for name in (LINEAR, LAST):
+                if name in x:
+                    guesses[name] = np.where(np.isfinite(x[name][row]), x[name][row], floor)
+            for name, guess in guesses.items():
+                sums = metrics.regression_sums(y, guess)
+                result.tally.add(name, tile, sums)
+                result.months.add(name, month, sums)
+                if name != CLIMATOLOGY:
+                    _densify(result, name, y, guess)
+    _examples(model, floors, view, result)
+
+
+def _densify(result: _Result, name: str, y: Floats, guess: Floats) -> None:
+    good = np.isfinite(y)
+    lo, hi = BINS[0], BINS[-1]
+    counts = np.histogram2d(
+        np.clip(y[good], lo, hi), np.clip(guess[good], lo, hi), bins=(BINS, BINS)
+    )[0]
+    held = result.density.setdefault(name, np.zeros(counts.shape, np.int64))
+    held += counts.astype(np.int64)
+
+
+def _examples(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
+    """Keep the scenes of most varied NDVI among the nearly cloudless ones, for pictures."""
+    clear = np.isfinite(view.truth).mean((2, 3))
+    present = view.item.batch.present["s1"].cpu().numpy().any(1)
+    worth = np.zeros(clear.shape)
+    for b, t in zip(*np.nonzero((clear > 0.98) & view.hidden & present[:, None]), strict=True):
+        worth[b, t] = np.nanstd(view.truth[b, t])
+    radar: _Radar | None = None
+    guess: Floats | None = None
+    for b in range(len(worth)):
+        t = int(worth[b].argmax())
+        full = len(result.examples) == EXAMPLES
+        if worth[b, t] == 0 or (full and worth[b, t] <= result.examples[0][0]):
+            continue
+        if radar is None or guess is None:
+            radar, guess = _Radar(view.item), _model_ndvi(model, view)[0]
+        shape = view.truth.shape[-2:]
+        x = radar.features(b, np.arange(shape[0] * shape[1]), view.days[b, t : t + 1], area=False)
+        images = {"truth": view.truth[b, t], "model": guess[b, t]}
+        if view.item.layer("s1/backscatter") and result.options.gap is None:
+            ridge = np.clip(floors.ridges[RIDGE].predict(x[0]), -1, 1)
+            images["ridge"] = ridge.reshape(shape)
+        result.count += 1
+        entry = (float(worth[b, t]), result.count, float(view.days[b, t]), images)
+        (heapq.heapreplace if full else heapq.heappush)(result.examples, entry)
+
+
+def _table(tally: metrics.Tally, options: Options) -> pd.DataFrame:
+    tiles = tally.tiles()
+    weights = metrics.draws(len(tiles), options.draws, options.seed)
+    floor = tally.stacked(CLIMATOLOGY)
+    rows, drawn = {}, {}
+    for name in tally.contenders:
+        # contender and floor side by side, so that one draw takes both from the same tiles
+        pair = np.stack([tally.stacked(name), floor], 1)
+        drawn[name] = metrics.bootstrap(
+            pair, weights, lambda s: metrics.regression_scores(s[:, 0], s[:, 1])["skill"]
+        )
+        low, high = metrics.interval(drawn[name])
+        scores = metrics.regression_scores(tally.total(name), floor.sum(0))
+        rows[name] = {k: float(v) for k, v in scores.items()}
+        rows[name] |= {"skill_low": low, "skill_high": high}
+    for name in tally.contenders:
+        low, high = metrics.interval(drawn[MODEL] - drawn[name])
+        rows[name] |= {
+            "gain": rows[MODEL]["skill"] - rows[name]["skill"],
+            "gain_low": low,
+            "gain_high": high,
+            "pixels": int(tally.total(name)[0]),
+            "tiles": len(tiles),
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index.name = "contender"
+    return table.sort_values("skill", ascending=False, kind="stable")
