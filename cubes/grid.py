@@ -228,8 +228,9 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
             f"resolution {res} m does not divide the lattice of {cell} m; "
             f"use 10, 20, 40, ... or Grid(snap=None)"
         )
-    # 1 mm of slack: a square drawn in UTM and written as lon/lat comes back a hair too large
-    slack = 1e-3 if grid.snap is not None else 1e-6
+    # A cell counts when the area reaches more than half a pixel into it: a 10 km square drawn in
+    # UTM and written as four lon/lat corners bulges by 2.3 m, and would pull in a row of cells.
+    slack = res / 2 if grid.snap is not None else 1e-6
     x0, x1 = math.floor((left + slack) / cell) * cell, math.ceil((right - slack) / cell) * cell
     y0, y1 = math.floor((bottom + slack) / cell) * cell, math.ceil((top - slack) / cell) * cell
     rows, columns = max(1, round((y1 - y0) / res)), max(1, round((x1 - x0) / res))
@@ -257,12 +258,13 @@ def _projected_bounds(aoi: AOI, crs: str) -> tuple[float, float, float, float]:
 
 def lonlat_bounds(box: GeoBox) -> tuple[float, float, float, float]:
     """Return (west, south, east, north) of a grid in degrees, its bent edges included."""
-    from odc.geo import CRS
-
     if box.crs is None:
         raise CubeError("the grid has no CRS; give GeoBox(..., crs='EPSG:...')")
-    bounds = box.extent.to_crs(CRS("EPSG:4326"), resolution=max(box.boundingbox.span_x / 64, 1e-9))
-    west, south, east, north = bounds.boundingbox.bbox
+    from pyproj import Transformer
+
+    back = Transformer.from_crs(box.crs.proj, "EPSG:4326", always_xy=True)
+    # 21 points along each edge: it bends
+    west, south, east, north = back.transform_bounds(*box.boundingbox.bbox, densify_pts=21)
     return west, south, east, north
 
 

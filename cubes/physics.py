@@ -13,10 +13,6 @@ import numpy.typing as npt
 
 from cubes.types import ClearPolicy, CubeError, Layer
 
-NOISE_FLOOR = np.float32(1e-6)
-"""Linear power (-60 dB) given to measurements that were clipped to 0 by noise subtraction: below
-any Sentinel-1 noise floor (about -22 to -25 dB), so that it reads as "as dark as can be"."""
-
 Array = npt.NDArray[np.generic]
 
 

@@ -2,14 +2,16 @@
 
 A user's own file has the tables ``[layers.NAME]``, ``[catalogs.NAME]``, ``[legends.NAME]`` and
 ``[aois.NAME]`` (``wkt``, or ``bbox``, and ``size`` for points). ``add(path)`` makes its rows known
-by name in this process; ``catalog(path)`` uses a file with one catalogue without adding it. Workers need no
-registry: a plan carries the rows that it uses.
+by name in this process; ``catalog(path)`` uses a file with one catalogue without adding it. Paths in
+it may hold environment variables (``$DATA/catalog.json``). Workers need no registry: a plan carries
+the rows that it uses.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
@@ -160,12 +162,12 @@ def _catalog(name: str, row: Mapping[str, Any], folder: Path) -> Catalog:
     if not isinstance(access, Access):
         given = _fields(Access, access, f"access of catalogue {name!r}")
         given["sign"] = given.get("sign") or None
-        given["roots"] = tuple(str((folder / r).resolve()) for r in given.get("roots", ()))
+        given["roots"] = tuple(str((folder / os.path.expandvars(r)).resolve()) for r in given.get("roots", ()))
         access = Access(**given)
     body = _fields(Catalog, {k: v for k, v in row.items() if k not in ("products", "access")},
                    f"catalogue {name!r}")  # fmt: skip
     if body.get("kind") == "static" and body.get("url") and "://" not in str(body["url"]):
-        body["url"] = str((folder / str(body["url"])).resolve())
+        body["url"] = str((folder / os.path.expandvars(str(body["url"]))).resolve())
         if not access.roots and "file" in access.schemes:
             from dataclasses import replace
 

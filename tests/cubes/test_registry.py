@@ -1,0 +1,87 @@
+"""Rows become nouns; unknown names and keys get the nearest one that is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cubes import registry
+from cubes.types import AOI, CubeError
+
+
+@pytest.mark.parametrize("name", list(registry.layers()))
+def test_every_layer_row_is_consistent(name: str) -> None:
+    layer = registry.layer(name)
+    assert layer.dims[-2:] == ("y", "x")
+    assert (layer.channel_dim is None) == (not layer.channels)
+    assert set(layer.channels) <= set(registry.all_channels(name))
+    assert layer.valid_range[0] < layer.valid_range[1]
+    if layer.legend:
+        assert registry.legend(layer.legend).nodata == layer.nodata
+    if layer.derived_from:
+        assert registry.layer(layer.derived_from).group == layer.group
+
+
+@pytest.mark.parametrize("name", registry.catalogs())
+def test_every_catalogue_row_names_known_layers_and_channels(name: str) -> None:
+    row = registry.catalog(name)
+    assert row.products
+    for layer, product in row.products.items():
+        assert set(product.assets) <= set(registry.all_channels(layer)) | {""}
+
+
+def test_extending_rows_keeps_what_is_not_replaced() -> None:
+    base, c1 = registry.catalog("earth-search"), registry.catalog("earth-search-c1")
+    assert c1.url == base.url
+    assert c1.products["s2/reflectance"].assets == base.products["s2/reflectance"].assets
+    assert c1.products["s2/reflectance"].offset_rule == "always"
+    assert base.products["s2/reflectance"].offset_rule == "earthsearch_flag"
+
+
+@pytest.mark.parametrize(
+    ("look", "word"),
+    [
+        (lambda: registry.layer("s1/backscater"), "did you mean 's1/backscatter'"),
+        (lambda: registry.catalog("planetary-computr"), "did you mean 'planetary-computer'"),
+        (lambda: registry.legend("worldcove"), "did you mean 'worldcover'"),
+        (lambda: registry.named_aoi("californa"), "did you mean 'california'"),
+        (lambda: registry.layer("s2/reflectance").pick(("B10",)), "has no band 'B10'"),
+    ],
+)
+def test_unknown_names_get_the_nearest(look, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        look()
+
+
+def test_a_users_file_adds_rows_and_confines_reads_to_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[catalogs.mine-x]\nextends="planetary-computer"\nurl="data/catalog.json"\nkind="static"\n'
+        'access={schemes=["file"], hosts=[], sign=""}\n'
+        "[aois.my-field]\nwkt='POINT (5 50)'\nsize=640\n"
+    )
+    row = registry.catalog(path)
+    assert row.url == str(tmp_path / "data" / "catalog.json")
+    assert row.access.roots == (str(tmp_path / "data"),)
+    assert row.access.sign is None
+    assert registry.add(path) == ("mine-x", "my-field")
+    assert registry.catalog("mine-x") == row
+    assert registry.named_aoi("my-field") == AOI(name="my-field", wkt="POINT (5 50)", size=640)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[catalogs.a]\nurl='x'\nkindd='api'\n", "did you mean 'kind'"),
+        ("[catalog.a]\nurl='x'\n", "did you mean 'catalogs'"),
+        ("[catalogs.a]\nextends='a'\n", "unknown|extends itself"),
+        ("not toml", "not valid TOML"),
+        ("[aois.a]\nwkt='POINT (0 0)'\n", "holds 0 catalogues"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(CubeError, match=word):
+        registry.catalog(path)
