@@ -1,0 +1,663 @@
+"""Fusion: one model of a place from whatever radar, coherence, optics and terrain there is of it.
+
+The whole model lives in this file and needs torch alone (safetensors only to save and load), so it
+may be copied into another project. What happens to a sample:
+
+1. *stem*: every pixel of every date becomes S numbers (one linear map over all layers of a group,
+   which is the sum of one map per layer, plus a flag per layer that says whether it is there);
+2. *dates*: the pixels of a p x p patch become one token per date; attention over the real dates;
+   K learned poolings turn the series into one token per patch, and the same K weights pool the
+   stem's pixels, so that detail at pixel size survives (as in U-TAE, Garnot and Landrieu 2021);
+3. *place*: joint attention over the patches of all groups and one place token per patch;
+4. *embedding*: E numbers per pixel, per patch and per sample, whose first 16, 32, 64 are usable by
+   themselves (Matryoshka, Kusupati et al. 2022);
+5. *decoder*: asked for a group and a date, it attends over the dates seen and says what that group
+   would have shown then, pixel by pixel: ``predict``.
+
+A pixel, date, pair or sensor that is missing is an *absent* token: its values are replaced before
+the first multiplication and its token is no key of any attention, so they cannot change a result.
+
+Shape suffixes: B samples, T dates, C channels, L layers, H W pixels, N patches, P pixels of a
+patch, S stem, D width, K poolings, G groups, Q queried dates, E embedding, A heads, R rotary pairs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+from torch import Tensor, nn
+
+Inputs = Mapping[str, Mapping[str, Tensor]]
+"""Group -> ``x`` (B,T,C,H,W) float32, ``valid`` (B,T,L,H,W) bool and, where they apply, ``clear``
+(B,T,1,H,W) bool, ``days`` (B,T) days since 2000-01-01, ``present`` (B,T) bool. The group
+``static`` has no T. A group that is missing altogether is an absent key."""
+
+FORMAT_VERSION = 1
+STATIC = "static"
+YEAR = 365.2425
+DIMS = (16, 32, 64, 128)
+"""Sizes at which an embedding may be cut."""
+SIZES: dict[str, dict[str, int]] = {
+    "nano": {"width": 64, "depth_t": 1, "depth_f": 2, "heads": 4, "stem": 16, "detail": 32},
+    "tiny": {"width": 192, "depth_t": 2, "depth_f": 6, "heads": 6, "stem": 48, "detail": 48},
+    "small": {"width": 384, "depth_t": 2, "depth_f": 8, "heads": 6, "stem": 64, "detail": 64},
+    "base": {"width": 768, "depth_t": 3, "depth_f": 9, "heads": 12, "stem": 64, "detail": 96},
+}
+
+
+class ModelError(ValueError):
+    """Says what a model cannot take: the value, what is allowed, and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """Everything that decides a Fusion's weights' shapes and what its inputs mean."""
+
+    groups: Mapping[str, Mapping[str, Any]]
+    """Group -> ``{"layers": [row, ...]}``; a row has ``name``, ``channels`` (list of labels) and
+    what else defines its numbers: ``kind``, ``units``, ``calibration``, ``mean``, ``std``. A row
+    with ``aux: true`` (incidence) is used but does not make a date present."""
+    width: int = 64
+    """D, of tokens."""
+    depth_t: int = 1
+    """Blocks of attention over dates, per group."""
+    depth_f: int = 2
+    """Blocks of joint attention over patches and groups."""
+    heads: int = 4
+    """Attention heads; ``width / heads`` is a multiple of 4 (rotary codes of y and x)."""
+    patch: int = 8
+    """p, edge of a patch in pixels."""
+    stem: int = 16
+    """S, numbers per pixel and date."""
+    pools: int = 4
+    """K, temporal poolings per group."""
+    detail: int = 32
+    """Channels of the convolutions at pixel size and of the decoder."""
+    dims: int = 128
+    """E, of the embedding."""
+    min_usable: float = 0.25
+    """A patch with a smaller usable fraction at a date has no token there."""
+    reach: int | None = None
+    """Joint attention reaches this many patches in y and x; None: all. A finite reach makes the
+    embedding of a place independent of the size of the window it was computed in."""
+    normaliser: Mapping[str, Any] = field(default_factory=dict)
+    """The statistics that made the inputs, as plain JSON; carried, not read, by the model."""
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: recipe hash, data, software versions."""
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot work."""
+        if self.width % (4 * self.heads):
+            raise ModelError(
+                f"width {self.width} is not a multiple of 4 x heads ({4 * self.heads}): rotary "
+                "codes of y and x need head sizes in fours"
+            )
+        if not self.groups:
+            raise ModelError("a Fusion needs at least one group of layers, e.g. s1 or s2")
+
+    @staticmethod
+    def sized(size: str, groups: Mapping[str, Mapping[str, Any]], **other: Any) -> FusionConfig:
+        """Return the configuration of a named size: nano, tiny, small or base.
+
+        Raises
+        ------
+        ModelError
+            The size is unknown.
+        """
+        if size not in SIZES:
+            near = difflib.get_close_matches(size, SIZES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ModelError(f"unknown model size {size!r}: {', '.join(SIZES)}{hint}")
+        return FusionConfig(groups=groups, **{**SIZES[size], **other})
+
+    def layers(self, group: str) -> list[Mapping[str, Any]]:
+        """Return the rows of a group, in the order of its channels."""
+        return list(self.groups[group]["layers"])
+
+    def channels(self, group: str) -> list[str]:
+        """Return ``layer:channel`` labels of a group's channels, in order."""
+        return [f"{r['name']}:{c}" for r in self.layers(group) for c in r["channels"]]
+
+
+def _rotary(position: Tensor, periods: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine of 2 pi position / period, (..., R) float32."""
+    angle = position[..., None].float() * (2 * math.pi / periods)
+    return angle.cos(), angle.sin()
+
+
+def _rotate(x: Tensor, code: tuple[Tensor, Tensor]) -> Tensor:
+    """Return x (..., 2R) with its R pairs rotated (Su et al. 2021)."""
+    cos, sin = code
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+
+
+def _periods(count: int, shortest: float, longest: float) -> Tensor:
+    return torch.logspace(math.log10(shortest), math.log10(longest), count)
+
+
+def season(days: Tensor) -> Tensor:
+    """Return the time of year as three harmonics, (..., 6) float32.
+
+    The year itself is left out on purpose: a model trained on one year would meet a number it has
+    never seen in the next. Differences between dates reach the attention as rotary codes.
+    """
+    phase = (2 * math.pi / YEAR) * days.float()[..., None]
+    k = torch.arange(1, 4, device=days.device)
+    return torch.cat([(phase * k).sin(), (phase * k).cos()], dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with normalised queries and keys and rotary codes."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.norm_q, self.norm_k = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, code: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Return the mixed tokens; x (M, tokens, D), mask True where a key may be seen."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = _rotate(self.norm_q(q), code), _rotate(self.norm_k(k), code)
+        y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with an MLP of four times the width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm_a, self.norm_m = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor, code: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Return the tokens (M, tokens, D) after attention and MLP."""
+        x = x + self.attention(self.norm_a(x), code, mask)
+        out: Tensor = x + self.mlp(self.norm_m(x))
+        return out
+
+
+class Series(NamedTuple):
+    """What one group says of each patch: its dates, their pooling, and the pixels behind."""
+
+    pixels_BNTPS: Tensor
+    observed_BNTP: Tensor
+    tokens_BNTD: Tensor
+    seen_BNT: Tensor
+    days_BT: Tensor
+    pooled_BND: Tensor
+    detail_BNPX: Tensor
+
+
+class GroupEncoder(nn.Module):
+    """Stem, attention over dates and poolings of one group of layers."""
+
+    def __init__(self, config: FusionConfig, group: str) -> None:
+        super().__init__()
+        c, rows = config, config.layers(group)
+        self.patch, self.min_usable, self.timed = c.patch, c.min_usable, group != STATIC
+        self.pools = c.pools if self.timed else 1
+        counts = torch.tensor([len(r["channels"]) for r in rows])
+        self.n_channels, self.n_layers = int(counts.sum()), len(rows)
+        self.register_buffer(
+            "layer_of", torch.arange(len(rows)).repeat_interleave(counts), persistent=False
+        )
+        makes_date = torch.tensor([not r.get("aux", False) for r in rows])
+        self.register_buffer("makes_date", makes_date, persistent=False)
+        # Values, one flag per layer, the time of year, and a flag that drives an unobserved pixel
+        # through the GELU to exactly 0: one matrix product in place of four passes over memory.
+        self.stem = nn.Linear(self.n_channels + self.n_layers + 7, c.stem)
+        self.embed = nn.Linear(c.stem * c.patch**2, c.width)
+        self.embed_time = nn.Linear(6, c.width, bias=False)
+        depth = c.depth_t if self.timed else 0
+        self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(c.width)
+        self.score = nn.Linear(c.width, self.pools)
+        self.merge = nn.Linear(self.pools * c.width, c.width)
+        self.detail = nn.Linear(self.pools * (c.stem + 1), c.detail, bias=False)
+        # From below one S1 repeat cycle to a decade.
+        periods = _periods(c.width // c.heads // 2, 8.0, 4000.0)
+        self.register_buffer("periods", periods, persistent=False)
+
+    def forward(self, data: Mapping[str, Tensor]) -> Series:
+        """Return the series of every patch; see `Inputs` for `data`."""
+        x_BTCHW, usable_BTLHW = _usable(data, self.timed)
+        days_BT = _days(data, x_BTCHW)
+        b, t = x_BTCHW.shape[:2]
+        layer_of, makes_date = self.get_buffer("layer_of"), self.get_buffer("makes_date")
+        # where(), not a product: a NaN or garbage under the mask must not survive.
+        x = torch.where(usable_BTLHW[:, :, layer_of], x_BTCHW, 0.0)
+        observed = usable_BTLHW[:, :, makes_date].any(2, keepdim=True)
+        time = season(days_BT) * float(self.timed)
+        time_BTCHW = time[..., None, None].expand(-1, -1, -1, *x.shape[-2:])
+        x = torch.cat([x, usable_BTLHW.to(x.dtype), time_BTCHW, observed.to(x.dtype)], 2)
+        x_BNTPC = patchify(x, self.patch)
+        observed_BNTP = x_BNTPC[..., -1]
+        seen_BNT = observed_BNTP.mean(-1) >= self.min_usable
+        observed_BNTP = observed_BNTP * seen_BNT[..., None]
+        x_BNTPC[..., -1] = 1 - observed_BNTP
+        gate = F.pad(self.stem.weight[:, :-1], (0, 1), value=-1e3)
+        pixels_BNTPS = F.gelu(F.linear(x_BNTPC, gate, self.stem.bias))
+        tokens = self.embed(pixels_BNTPS.flatten(-2)) + self.embed_time(time)[:, None]
+        n = tokens.shape[1]
+        tokens = tokens.flatten(0, 1)
+        code = _rotary(days_BT[:, None].expand(b, n, t).flatten(0, 1), self.get_buffer("periods"))
+        code = (code[0][:, None], code[1][:, None])
+        # A patch without any date attends to itself: no empty softmax; its result is never read.
+        keys = (seen_BNT | ~seen_BNT.any(-1, keepdim=True)).flatten(0, 1)[:, None, None]
+        for block in self.blocks:
+            tokens = block(tokens, code, keys)
+        tokens_BNTD = self.norm(tokens).unflatten(0, (b, n)) * seen_BNT[..., None]
+        score = self.score(tokens_BNTD).float().masked_fill(~seen_BNT[..., None], -1e9)
+        weights = (score.softmax(2) * seen_BNT[..., None]).to(tokens.dtype)
+        w_BNKT = weights.transpose(2, 3)
+        pooled_BND = self.merge((w_BNKT @ tokens_BNTD).flatten(2))
+        summed = (w_BNKT @ pixels_BNTPS.flatten(-2)).unflatten(-1, (self.patch**2, -1))
+        mass = w_BNKT @ observed_BNTP.to(w_BNKT.dtype)
+        mean = summed / (mass + 1e-3)[..., None]
+        detail = torch.cat([mean, mass[..., None]], -1).transpose(2, 3).flatten(3)
+        return Series(
+            pixels_BNTPS, observed_BNTP, tokens_BNTD, seen_BNT, days_BT, pooled_BND,
+            self.detail(detail),
+        )  # fmt: skip
+
+
+def _usable(data: Mapping[str, Tensor], timed: bool) -> tuple[Tensor, Tensor]:
+    x, usable = data["x"], data["valid"]
+    if not timed:
+        return x[:, None], usable[:, None]
+    for key in ("clear", "present"):
+        if key in data:
+            flag = data[key] if data[key].ndim == 5 else data[key][:, :, None, None, None]
+            usable = usable & flag
+    return x, usable
+
+
+def _days(data: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    if "days" not in data:
+        return x.new_zeros(x.shape[:2])
+    days = data["days"].float()
+    return torch.where(data["present"], days, 0.0) if "present" in data else days
+
+
+def patchify(x: Tensor, p: int) -> Tensor:
+    """Return (B,T,C,H,W) as patches (B,N,T,p*p,C); H and W are multiples of p."""
+    b, t, c, h, w = x.shape
+    y = x.reshape(b, t, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 4, 6, 2)
+    return y.reshape(b, (h // p) * (w // p), t, p * p, c)
+
+
+def unpatchify(x: Tensor, p: int, width: int) -> Tensor:
+    """Return patches (B,N,T,p*p,C) of an image `width` pixels wide as (B,T,C,H,W)."""
+    b, n, t, _, c = x.shape
+    w = width // p
+    y = x.reshape(b, n // w, w, t, p, p, c).permute(0, 3, 6, 1, 4, 2, 5)
+    return y.reshape(b, t, c, (n // w) * p, width)
+
+
+class Encoded(NamedTuple):
+    """A sample after the encoder: what the decoder may look at."""
+
+    series: dict[str, Series]
+    place_BND: Tensor
+    embedding_BNPE: Tensor
+    known_BN: Tensor
+    """True where a patch was observed by any group with dates."""
+    size: tuple[int, int]
+    padded: tuple[int, int]
+
+
+class Detail(nn.Module):
+    """Residual 3 x 3 convolution at pixel size: neighbours average out speckle."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (B,C,H,W) plus what its neighbourhood says."""
+        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out: Tensor = x + self.out(F.gelu(self.conv(y)))
+        return out
+
+
+class Decoder(nn.Module):
+    """Says what a group would have shown at a date, from the embedding and the dates seen."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        c, timed = config, [g for g in config.groups if g != STATIC]
+        self.patch, self.heads, self.detail = c.patch, c.heads, c.detail
+        head = c.width // c.heads
+        self.ask = nn.ParameterDict({g: nn.Parameter(torch.randn(c.width) * 0.02) for g in timed})
+        self.tell = nn.ParameterDict({g: nn.Parameter(torch.randn(c.width) * 0.02) for g in timed})
+        self.time = nn.Linear(6, c.width)
+        self.place = nn.Linear(c.width, c.width)
+        self.norm_ask = nn.LayerNorm(c.width)
+        self.q, self.kv = nn.Linear(c.width, c.width), nn.Linear(c.width, 2 * c.width)
+        self.norm_q, self.norm_k = nn.RMSNorm(head), nn.RMSNorm(head)
+        self.out = nn.Linear(c.width, c.width)
+        self.norm_mlp = nn.LayerNorm(c.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(c.width, 4 * c.width), nn.GELU(), nn.Linear(4 * c.width, c.width)
+        )
+        # Which heads' dates the pixels of each group are averaged by.
+        self.mix = nn.ParameterDict({g: nn.Parameter(torch.zeros(c.heads)) for g in timed})
+        self.pixel = nn.ModuleDict({g: nn.Linear(c.stem, c.detail, bias=False) for g in timed})
+        self.embedding = nn.Linear(c.dims, c.detail)
+        self.film = nn.Linear(c.width, 2 * c.detail)
+        self.context = nn.Linear(c.width, c.detail)
+        self.head = nn.ModuleDict(
+            {g: nn.Linear(c.detail, len(c.channels(g))) for g in timed}
+        )
+        self.register_buffer("periods", _periods(head // 2, 8.0, 4000.0), persistent=False)
+
+    def forward(
+        self, encoded: Encoded, group: str, days_BQ: Tensor, *, dims: int | None = None
+    ) -> Tensor:
+        """Return the group's channels at the dates asked for, (B,N,Q,P,C).
+
+        With `dims`, the first `dims` numbers of the embedding and the date are all there is to go
+        by, which is what makes an embedding hold the series.
+        """
+        time_BQD = self.time(season(days_BQ)) + self.ask[group]
+        scale, shift = self.film(time_BQD)[:, None, :, None].chunk(2, -1)
+        weight = self.embedding.weight[:, :dims]
+        base_BNPX = F.linear(encoded.embedding_BNPE[..., :dims], weight, self.embedding.bias)
+        answer = torch.addcmul(shift, base_BNPX[:, :, None], 1 + scale)
+        if dims is None:
+            answer = answer + self._looked_up(encoded, time_BQD, days_BQ)
+        out: Tensor = self.head[group](F.gelu(answer))
+        return out
+
+    def _looked_up(self, encoded: Encoded, time_BQD: Tensor, days_BQ: Tensor) -> Tensor:
+        """Return what the dates seen add to the embedding's answer, (B,N,Q,P,X)."""
+        ask_BNQD = time_BQD[:, None] + self.place(encoded.place_BND)[:, :, None]
+        answer, weights = self._attend(encoded, ask_BNQD, days_BQ)
+        answer = answer + self.mlp(self.norm_mlp(answer))
+        out: Tensor = self.context(answer)[:, :, :, None]
+        start = 0
+        for name, mix in self.mix.items():
+            if name not in encoded.series:
+                continue
+            s = encoded.series[name]
+            stop = start + s.seen_BNT.shape[2]
+            w_BNQT = torch.einsum("bnaqt,a->bnqt", weights[..., start:stop], mix.softmax(0))
+            start = stop
+            mass = w_BNQT @ s.observed_BNTP.to(w_BNQT.dtype)
+            # A pixel missing at an attended date is filled by the dates at which it was seen.
+            fill = w_BNQT.sum(-1, keepdim=True) / (mass + 1e-3)
+            mean = (w_BNQT @ s.pixels_BNTPS.flatten(-2)).unflatten(-1, (self.patch**2, -1))
+            out = out + self.pixel[name](mean * fill[..., None])
+        return out
+
+    def _attend(self, encoded: Encoded, ask: Tensor, days_BQ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries after attention over the dates seen, and the weights (B,N,A,Q,T)."""
+        names = [g for g in self.tell if g in encoded.series]
+        tokens = torch.cat([encoded.series[g].tokens_BNTD + self.tell[g] for g in names], 2)
+        seen = torch.cat([encoded.series[g].seen_BNT for g in names], 2)
+        days = torch.cat([encoded.series[g].days_BT for g in names], 1)
+        periods = self.get_buffer("periods")
+        q = self.norm_q(self.q(self.norm_ask(ask)).unflatten(-1, (self.heads, -1)))
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        q_code, k_code = _rotary(days_BQ, periods), _rotary(days, periods)
+        q = _rotate(q, (q_code[0][:, None, :, None], q_code[1][:, None, :, None]))
+        k = _rotate(self.norm_k(k), (k_code[0][:, None, :, None], k_code[1][:, None, :, None]))
+        score = q.transpose(2, 3) @ k.permute(0, 1, 3, 4, 2) / math.sqrt(q.shape[-1])
+        mask = seen[:, :, None, None]
+        weights = score.float().masked_fill(~mask, -1e9).softmax(-1) * mask
+        weights = weights.to(v.dtype)
+        mixed = (weights @ v.transpose(2, 3)).transpose(2, 3).flatten(3)
+        return ask + self.out(mixed), weights
+
+
+class Fusion(nn.Module):
+    """The model; see the top of this file. Built from a `FusionConfig`, on any device."""
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.groups = nn.ModuleDict({g: GroupEncoder(c, g) for g in c.groups})
+        self.kind = nn.ParameterDict(
+            {g: nn.Parameter(torch.randn(c.width) * 0.02) for g in [*c.groups, "place"]}
+        )
+        self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.depth_f))
+        self.norm = nn.LayerNorm(c.width)
+        self.unfold = nn.Linear(c.width, c.detail * c.patch**2)
+        self.smooth = nn.ModuleList(Detail(c.detail, d) for d in (1, 2))
+        self.to_patch = nn.Linear(c.width, c.dims)
+        self.to_dense = nn.Linear(c.detail, c.dims)
+        self.decoder = Decoder(c)
+        periods = _periods(c.width // c.heads // 4, 4.0, 512.0)
+        self.register_buffer("periods", periods, persistent=False)
+        self.apply(_init)
+
+    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return the embeddings of a batch.
+
+        Returns
+        -------
+        dict
+            ``dense`` (B,E,H,W), ``patch`` (B,E,h,w) and ``pooled`` (B,E), float; each vector has
+            mean 0 and variance 1 over E. Patches nobody observed are filled from neighbours.
+
+        Raises
+        ------
+        ModelError
+            The inputs have no known group, or other channels than the model's.
+        """
+        e = self.encode(inputs)
+        (h, w), p = e.padded, self.config.patch
+        dense = unpatchify(e.embedding_BNPE[:, :, None], p, w)[:, 0]
+        patch_BNE = self.to_patch(e.place_BND)
+        known = e.known_BN[..., None].to(patch_BNE.dtype)
+        pooled = (patch_BNE * known).sum(1) / known.sum(1).clamp(min=1)
+        grid = _unit(patch_BNE).transpose(1, 2).unflatten(-1, (h // p, w // p))
+        return {
+            "dense": dense[..., : e.size[0], : e.size[1]],
+            "patch": grid,
+            "pooled": _unit(pooled),
+        }
+
+    def predict(self, inputs: Inputs, query: Mapping[str, Any]) -> Tensor:
+        """Return what a group would have shown at the dates asked for, in normalised units.
+
+        Parameters
+        ----------
+        inputs
+            What was seen; may lack the group asked for.
+        query
+            ``{"group": "s2", "days": (B,Q)}``, days since 2000-01-01.
+
+        Returns
+        -------
+        Tensor
+            (B,Q,C,H,W), C as in ``config.channels(group)``.
+
+        Raises
+        ------
+        ModelError
+            The group cannot be queried.
+        """
+        group = query["group"]
+        if group not in self.decoder.head:
+            known = ", ".join(self.decoder.head)
+            raise ModelError(f"cannot predict group {group!r}; this model predicts {known}")
+        e = self.encode(inputs)
+        return self.image(e, self.decoder(e, group, query["days"].float()))
+
+    def image(self, encoded: Encoded, x_BNQPC: Tensor) -> Tensor:
+        """Return the decoder's patches as images (B,Q,C,H,W)."""
+        height, width = encoded.size
+        image = unpatchify(x_BNQPC, self.config.patch, encoded.padded[1])
+        return image[..., :height, :width]
+
+    def encode(self, inputs: Inputs) -> Encoded:
+        """Return the encoder's state: series per group, place tokens, dense embedding."""
+        p = self.config.patch
+        names = self._check(inputs)
+        size = inputs[names[0]]["x"].shape[-2:]
+        pad = (-size[0] % p, -size[1] % p)
+        padded = (size[0] + pad[0], size[1] + pad[1])
+        series: dict[str, Series] = {}
+        for g in names:
+            series[g] = self.groups[g](_padded(inputs[g], pad))
+        here = torch.stack([series[g].seen_BNT.any(-1) for g in names], 1)
+        tokens = torch.stack([series[g].pooled_BND + self.kind[g] for g in names], 1)
+        n_here = here.sum(1)[..., None].clamp(min=1)
+        place = (tokens * here[..., None]).sum(1) / n_here + self.kind["place"]
+        place_BND = self.norm(self._join(place, tokens, here, padded[1] // p))
+        detail = self.unfold(place_BND).unflatten(-1, (p * p, -1))
+        for g in names:
+            detail = detail + series[g].detail_BNPX
+        image = unpatchify(detail[:, :, None], p, padded[1])[:, 0]
+        for layer in self.smooth:
+            image = layer(image)
+        fine = patchify(image[:, None], p)[:, :, 0]
+        dense_BNPE = _unit(self.to_dense(fine) + self.to_patch(place_BND)[:, :, None])
+        timed = [series[g].seen_BNT.any(-1) for g in names if g != STATIC]
+        known = torch.stack(timed).any(0) if timed else here.any(1)
+        return Encoded(series, place_BND, dense_BNPE, known, (size[0], size[1]), padded)
+
+    def _join(self, place: Tensor, tokens_BGND: Tensor, here_BGN: Tensor, width: int) -> Tensor:
+        """Return place tokens (B,N,D) after joint attention with the groups' tokens."""
+        b, g, n, _ = tokens_BGND.shape
+        x = torch.cat([place[:, None], tokens_BGND], 1).flatten(1, 2)
+        there = torch.cat([here_BGN.new_ones(b, 1, n), here_BGN], 1).flatten(1)
+        index = torch.arange(n, device=x.device).repeat(g + 1)
+        yx = torch.stack([index // width, index % width])
+        cos, sin = _rotary(yx, self.get_buffer("periods"))
+        code = (torch.cat([*cos], -1), torch.cat([*sin], -1))
+        mask = there[:, None, None]
+        if self.config.reach is not None:
+            far = (yx[:, :, None] - yx[:, None, :]).abs().amax(0)
+            mask = mask & (far <= self.config.reach)
+        for block in self.blocks:
+            x = block(x, code, mask)
+        return x[:, :n]
+
+    def _check(self, inputs: Inputs) -> list[str]:
+        names = [g for g in self.config.groups if g in inputs]
+        if not any(g != STATIC for g in names):
+            raise ModelError(
+                f"inputs have {', '.join(inputs) or 'nothing'}; this model needs at least one of "
+                f"{', '.join(g for g in self.config.groups if g != STATIC)}"
+            )
+        for g in names:
+            have, want = inputs[g]["x"].shape[-3], len(self.config.channels(g))
+            if have != want:
+                labels = ", ".join(self.config.channels(g))
+                raise ModelError(f"group {g!r} has {have} channels; this model has {want}: {labels}")
+        return names
+
+    def save_pretrained(self, path: str | Path) -> Path:
+        """Return the folder written: ``config.json`` and ``model.safetensors``."""
+        from safetensors.torch import save_file
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        body = {"format": FORMAT_VERSION, "model": "Fusion", **asdict(self.config)}
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+        return folder
+
+    @staticmethod
+    def from_pretrained(
+        path: str | Path, *, groups: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Fusion:
+        """Return the model saved in a folder, in evaluation mode, on the CPU.
+
+        Parameters
+        ----------
+        path
+            Folder of `save_pretrained`.
+        groups
+            The layers it is to be used on; refused where they differ.
+
+        Raises
+        ------
+        ModelError
+            Not such a folder, a newer format, or other layers, units or calibration.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(path)
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise ModelError(f"{folder} has no {name}: not a folder of save_pretrained")
+        body = json.loads((folder / "config.json").read_text())
+        version = body.pop("format")
+        if version > FORMAT_VERSION:
+            raise ModelError(f"{folder} has format {version}; this reads up to {FORMAT_VERSION}")
+        body.pop("model")
+        config = FusionConfig(**body)
+        if groups is not None:
+            check_groups(config.groups, groups)
+        model = Fusion(config)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval()
+
+
+def check_groups(
+    known: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Return nothing if `given` layers mean what a model `known` to be trained on them expects.
+
+    A group or layer may be missing; one that is there must have the same channels in the same
+    order, units, calibration and kind.
+
+    Raises
+    ------
+    ModelError
+        Naming the first difference.
+    """
+    for group, content in given.items():
+        rows = {r["name"]: r for r in known.get(group, {"layers": []})["layers"]}
+        for row in content["layers"]:
+            if row["name"] not in rows:
+                near = difflib.get_close_matches(row["name"], rows, n=1)
+                hint = f"; the nearest it has is {near[0]!r}" if near else ""
+                raise ModelError(f"this model was not trained on layer {row['name']!r}{hint}")
+            for key in ("channels", "units", "calibration", "kind"):
+                want, have = rows[row["name"]].get(key), row.get(key)
+                if want != have:
+                    raise ModelError(
+                        f"layer {row['name']!r} has {key} {have!r}, and this model was trained on "
+                        f"{want!r}: convert the data, or train on it"
+                    )
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.layer_norm(x.float(), x.shape[-1:])
+
+
+def _padded(data: Mapping[str, Tensor], pad: Sequence[int]) -> Mapping[str, Tensor]:
+    if not any(pad):
+        return data
+    edge = (0, pad[1], 0, pad[0])
+    return {k: F.pad(v, edge) if v.ndim >= 4 else v for k, v in data.items()}
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
