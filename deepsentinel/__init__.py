@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from deepsentinel.embed import embed, open_embeddings
     from deepsentinel.evaluate import evaluate
     from deepsentinel.model import Fusion, FusionConfig
-    from deepsentinel.pictures import report
     from deepsentinel.recipe import Recipe, load_recipe
+    from deepsentinel.report import report
     from deepsentinel.train import Run, train
 
 __version__ = "0.1.0"
@@ -35,7 +35,7 @@ _WHERE = {
     "load_recipe": "recipe",
     "loader": "batch",
     "open_embeddings": "embed",
-    "report": "pictures",
+    "report": "report",
     "train": "train",
 }
 
