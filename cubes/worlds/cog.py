@@ -16,8 +16,8 @@ def write_cog(
 ) -> Path:
     """Write one band (y, x) as a COG of 512-px blocks with overviews; return its path.
 
-    Deflate level 1 with a predictor: 0.12 s and 0.61 of the size for 1,152 x 1,152 float32
-    speckle, against 0.18 s and 0.59 for zstd; uint16 0.06 s.
+    Zstandard level 1 with a predictor: 0.046 s and 0.61 of the size for 5.3 MB of float32
+    speckle, against 0.070 s and 0.63 with deflate; 0.029 and 0.053 s for 2.4 MB of uint16.
     """
     import rasterio
     from rasterio.transform import Affine
@@ -36,7 +36,7 @@ def write_cog(
         transform=Affine(*grid.transform),
         nodata=nodata,
         blocksize=512,
-        compress="deflate",
+        compress="zstd",
         level=1,
         predictor="yes" if pixels.dtype.itemsize > 1 else "no",
         overview_resampling=kernel,
@@ -46,10 +46,10 @@ def write_cog(
     return path
 
 
-def trim(pixels: NDArray[np.float32], bits: int = 11) -> NDArray[np.float32]:
+def trim(pixels: NDArray[np.float32], bits: int = 13) -> NDArray[np.float32]:
     """Return float32 with the mantissa's last bits zeroed, as OPERA does: half the bytes.
 
-    Rounded to nearest; with 11 bits dropped 12 remain, a relative error under 1.3e-4 (0.0005 dB).
+    Rounded to nearest; with 13 bits dropped 10 remain, a relative error under 5e-4 (0.002 dB).
     """
     raw = np.ascontiguousarray(pixels, np.float32).view(np.uint32)
     half = np.uint32(1 << (bits - 1))

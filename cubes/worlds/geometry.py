@@ -222,7 +222,7 @@ def gather(
         Metres (x, y) by which the target's own georeferencing is wrong: what lies at p is
         published at p + shift.
     """
-    x, y = _positions(source, target)
+    x, y = positions(source, target)
     col = (x - shift[0] - source.x0) / source.dx - 0.5
     row = (source.y1 - (y - shift[1])) / source.dy - 0.5
     c0, r0 = np.floor(col), np.floor(row)
@@ -232,7 +232,7 @@ def gather(
     return Gather(target.shape, source.shape, inside, flat, fy, fx)
 
 
-def _positions(
+def positions(
     source: Raster, target: Raster
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return x, y (height, width) in the source's CRS of the target's pixel centres."""

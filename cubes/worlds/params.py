@@ -322,6 +322,8 @@ class Decorrelation:
     """Estimation window along x in 5 m samples."""
     window_azimuth: int
     """Estimation window along y in 10 m samples."""
+    posting: int
+    """Pixel size of the published pairs, metres."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

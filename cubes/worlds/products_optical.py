@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 from .cog import write_cog
 from .documents import asset, item, stamp
 from .geometry import Gather, Raster, cover, gather, mgrs_tile, to_lonlat
-from .noise import block_mean, stream
+from .noise import block_mean
 from .optics import BANDS, RESOLUTION, OpticalScene
 from .world import World
+
+
+Sampled = tuple[
+    dict[str, NDArray[np.float32]], NDArray[np.uint8], dict[int, NDArray[np.bool_]]
+]
+"""Reflectance per band, classification, validity per resolution."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,7 +48,6 @@ def tiles(world: World) -> list[Tile]:
     ):
         part = (w + (e - w) * f0, s, w + (e - w) * f1, n)
         grid = cover(part, native.epsg, to=epsg, step=60.0)
-        fine = cover(part, native.epsg, to=epsg, step=10.0)
         fine = Raster(
             epsg=epsg,
             x0=grid.x0,
@@ -61,36 +66,84 @@ def tiles(world: World) -> list[Tile]:
     return out
 
 
-def write_scene(world: World, scene: OpticalScene, archive: Path) -> list[dict[str, Any]]:
-    """Write one acquisition's granules; return their items."""
-    shapes, index = world.params.shapes, scene.date.index
-    # Spread over the season, and never the same acquisition for both.
-    split = index % 7 == 3 and index // 7 < shapes.split_granules
-    twice = scene.date.old_baseline and _rank_old(world, index) < shapes.duplicates
-    baselines = [_baseline(index, old=scene.date.old_baseline)]
-    if twice:
-        baselines.append("05.10")
-    out = []
-    for tile in tiles(world):
-        layers = _sampled(scene, tile)
-        for number, baseline in enumerate(baselines):
-            parts = (0, 1) if split else (None,)
-            for part in parts:
-                out.append(_granule(world, scene, (tile, layers), (baseline, number, part), archive))
-    return out
+class OpticalWriter:
+    """Writes the granules of a world's Sentinel-2 acquisitions."""
+
+    def __init__(self, world: World, archive: Path) -> None:
+        self.world, self.archive = world, archive
+        self.tiles = tiles(world)
+        self.old = [d.index for d in world.s2_dates if d.old_baseline]
+
+    def write(self, scene: OpticalScene) -> list[dict[str, Any]]:
+        """Write one acquisition; return its items: one per tile, edition and part."""
+        shapes, index = self.world.params.shapes, scene.date.index
+        split = index % 7 == 3 and index // 7 < shapes.split_granules
+        twice = index in self.old[: shapes.duplicates]
+        baselines = [_baseline(index, old=scene.date.old_baseline)]
+        if twice:
+            baselines.append("05.10")
+        out = []
+        for tile in self.tiles:
+            layers = _sampled(scene, tile)
+            for number, baseline in enumerate(baselines):
+                for part in (0, 1) if split else (None,):
+                    edition = (baseline, number, part)
+                    out.append(self._granule(scene, (tile, layers), edition))
+        return out
+
+    def _granule(
+        self,
+        scene: OpticalScene,
+        sampled: tuple[Tile, Sampled],
+        edition: tuple[str, int, int | None],
+    ) -> dict[str, Any]:
+        tile, (bands, scl, valid) = sampled
+        baseline, number, part = edition
+        date = scene.date
+        made = _processed(date.time, baseline, number, part)
+        sensing = date.time.strftime("%Y%m%dT%H%M%S")
+        name = (
+            f"S2{date.platform}_MSIL2A_{sensing}_R{date.relative_orbit:03d}_T{tile.name}_"
+            f"{made:%Y%m%dT%H%M%S}"
+        )
+        stem = f"sentinel-2-l2a/{name}/T{tile.name}_{sensing}"
+        held = {size: _rows(tile.grid.height, size, part)[:, None] for size in (10, 20, 60)}
+        offset = 1000 if float(baseline) >= 4 else 0
+        assets: dict[str, dict[str, Any]] = {}
+        for band in BANDS:
+            if band == self.world.params.shapes.drop_asset and date.index == 1:
+                continue
+            size = RESOLUTION[band]
+            grid = tile.grid.coarser(size // 10)
+            # 0 is nodata: a measured value below 1 is published as 1, as ESA does.
+            number_ = np.clip(np.rint(bands[band] * 10000) + offset, 1, 65535)
+            pixels = np.where(valid[size] & held[size], number_, 0).astype(np.uint16)
+            href = f"{stem}_{band}_{size}m.tif"
+            write_cog(self.archive / href, pixels, grid, nodata=0)
+            assets[band] = asset(href, grid, gsd=size)
+        classes = np.where(held[20], scl, 0).astype(np.uint8)
+        grid = tile.grid.coarser(2)
+        href = f"{stem}_SCL_20m.tif"
+        write_cog(self.archive / href, classes, grid, nodata=0, kernel="nearest")
+        assets["SCL"] = asset(href, grid, gsd=20)
+        properties = _properties(scene, tile, classes, (baseline, made, sensing))
+        return item(name, "sentinel-2-l2a", properties, assets, grid=tile.grid)
 
 
-def _rank_old(world: World, index: int) -> int:
-    return sum(d.old_baseline for d in world.s2_dates[:index])
+def _rows(height: int, size: int, part: int | None) -> NDArray[np.bool_]:
+    """Return which rows of a band a granule holds; all bands are cut along one 60 m line."""
+    row = np.arange(height * 10 // size) * size // 60
+    limit = round(height / 6 * 0.55)
+    if part is None:
+        return np.ones(row.size, bool)
+    return row < limit if part == 0 else row >= limit
 
 
 def _baseline(index: int, *, old: bool) -> str:
     return ("02.14", "03.00")[index % 2] if old else ("04.00", "05.10")[index % 2]
 
 
-def _sampled(
-    scene: OpticalScene, tile: Tile
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], dict[int, NDArray[np.bool_]]]:
+def _sampled(scene: OpticalScene, tile: Tile) -> Sampled:
     """Return reflectance, classification and validity of a tile; invalid reflectance is 0."""
     seen = {20: scene.seen}
     seen[10] = np.repeat(np.repeat(scene.seen, 2, axis=0), 2, axis=1)
@@ -99,56 +152,6 @@ def _sampled(
     bands = {b: tile.samples[RESOLUTION[b]](scene.reflectance[b], 0.0) for b in BANDS}
     scl = tile.samples[20].nearest(scene.scl, 0)
     return bands, np.where(valid[20], scl, 0).astype(np.uint8), valid
-
-
-def _granule(
-    world: World,
-    scene: OpticalScene,
-    sampled: tuple[Tile, tuple[Any, Any, Any]],
-    edition: tuple[str, int, int | None],
-    archive: Path,
-) -> dict[str, Any]:
-    tile, (bands, scl, valid) = sampled
-    baseline, number, part = edition
-    date = scene.date
-    made = _processed(date.time, baseline, number, part)
-    sensing = date.time.strftime("%Y%m%dT%H%M%S")
-    name = (
-        f"S2{date.platform}_MSIL2A_{sensing}_R{date.relative_orbit:03d}_T{tile.name}_"
-        f"{made:%Y%m%dT%H%M%S}"
-    )
-    cut = {size: _part(tile.grid.height * 10 // size, part) for size in (10, 20, 60)}
-    offset = 1000 if float(baseline) >= 4 else 0
-    assets: dict[str, dict[str, Any]] = {}
-    for band in BANDS:
-        size = RESOLUTION[band]
-        if band == world.params.shapes.drop_asset and date.index == 1:
-            continue
-        keep = valid[size].copy()
-        keep[~cut[size]] = False
-        number_ = np.clip(np.rint(bands[band] * 10000) + offset, 1, 65535)
-        pixels = np.where(keep, number_, 0).astype(np.uint16)
-        grid = tile.grid.coarser(size // 10)
-        href = f"sentinel-2-l2a/{name}/T{tile.name}_{sensing}_{band}_{size}m.tif"
-        write_cog(archive / href, pixels, grid, nodata=0)
-        assets[band] = asset(href, grid, gsd=size)
-    classes = scl.copy()
-    classes[~cut[20]] = 0
-    href = f"sentinel-2-l2a/{name}/T{tile.name}_{sensing}_SCL_20m.tif"
-    write_cog(archive / href, classes, tile.grid.coarser(2), nodata=0, kernel="nearest")
-    assets["SCL"] = asset(href, tile.grid.coarser(2), gsd=20)
-    properties = _properties(scene, tile, classes, (baseline, made, sensing))
-    return item(name, "sentinel-2-l2a", properties, assets, grid=tile.grid)
-
-
-def _part(height: int, part: int | None) -> NDArray[np.bool_]:
-    """Return which rows a granule of a split acquisition holds."""
-    rows = np.arange(height)
-    # In sixtieths, so that 10, 20 and 60 m bands are cut along one line.
-    limit = height * 10 // 60 * 11 // 20 * 60 // 10 if False else round(height * 0.55)
-    if part is None:
-        return np.ones(height, bool)
-    return rows < limit if part == 0 else rows >= limit
 
 
 def _processed(time: datetime, baseline: str, number: int, part: int | None) -> datetime:
@@ -194,5 +197,3 @@ def _properties(
         "view:sun_elevation": round(date.sun_elevation, 6),
     }
 
-
-__all__ = ["Tile", "stream", "tiles", "write_scene"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .cog import trim, write_cog
 from .documents import asset, item, stamp
-from .geometry import Gather, Raster, cover, gather
+from .geometry import Raster, cover, gather, positions
 from .noise import Array
 from .radar import POLS, RadarScene, denoise, interferogram, multilook, slc_grid, window_power
 from .world import World
@@ -27,7 +27,7 @@ class TrackWriter:
         self.row = world.params.tracks[track]
         self.last: tuple[RadarScene, tuple[Array, Array]] | None = None
         grid = world.land.grid
-        self.pair_grid = cover(grid.bounds, grid.epsg, to=self.row.epsg, step=10.0)
+        self.pair_grid = cover(grid.bounds, grid.epsg, to=self.row.epsg, step=float(world.params.decorrelation.posting))
 
     def write(self, scene: RadarScene) -> list[dict[str, Any]]:
         """Write a pass and, but for the first, its pair; return their items."""
@@ -104,7 +104,7 @@ class TrackWriter:
         params, grid = self.world.params, self.world.land.grid
         w, _, e, _ = grid.bounds
         s, n = rows
-        x, y = _in_native(target, grid)
+        x, y = positions(grid, target)
         width = params.shapes.zero_border
         depth = np.minimum(np.minimum(x - w, e - x), np.minimum(y - s, n - y))
         if params.shapes.missing_corner and scene.index == 2:
@@ -179,12 +179,3 @@ def effective_looks(world: World) -> float:
         lag = np.subtract.outer(np.arange(n), np.arange(n)) * step
         out *= n * n / float(np.exp(-(lag**2) / (2 * sigma**2)).sum())
     return out
-
-
-def _in_native(target: Raster, grid: Raster) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    from .geometry import _positions
-
-    return _positions(grid, target)
-
-
-__all__ = ["Gather", "TrackWriter", "effective_looks"]

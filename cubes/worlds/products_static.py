@@ -11,7 +11,7 @@ import numpy as np
 
 from .cog import trim, write_cog
 from .documents import asset, item, stamp
-from .geometry import Raster, cover, gather, to_lonlat
+from .geometry import Raster, cover, gather
 from .noise import power_law, stream
 from .params import WORLDCOVER
 from .world import World
@@ -174,5 +174,3 @@ def write_geometry(world: World, archive: Path) -> Items:
         )
     return out
 
-
-__all__ = ["degree_tiles", "to_lonlat", "write_static"]

@@ -16,7 +16,7 @@ from .truth import TruthWriter
 from .world import World
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being written, the steps done, and their number."""
+"""Called with what was written, the steps done, and their number."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ def publish(world: World, out: str | Path, *, progress: Progress | None = None) 
     out : str or Path
         A folder that does not exist yet, or is empty.
     progress : callable, optional
-        Called as ``progress(name, done, total)`` before every acquisition.
+        Called as ``progress(name, done, total)`` after every acquisition.
 
     Raises
     ------
@@ -62,15 +62,14 @@ def publish(world: World, out: str | Path, *, progress: Progress | None = None) 
     items: dict[str, list[dict[str, Any]]] = {}
     total = world.params.optics.dates + len(world.params.tracks) * world.params.radar.dates + 1
     done = 0
-    with TruthWriter(root / "truth", world) as truth:
-        for name, made in _steps(world, archive, truth):
-            if progress is not None:
-                progress(name, done, total)
-            done += 1
-            for document in made:
-                items.setdefault(document["collection"], []).append(document)
-    if progress is not None:
-        progress("catalogue", total, total)
+    truth = TruthWriter(root / "truth", world)
+    for name, made in _steps(world, archive, truth):
+        done += 1
+        if progress is not None:
+            progress(name, done, total)
+        for document in made:
+            items.setdefault(document["collection"], []).append(document)
+    truth.close()
     ordered = {
         kind: sorted(items[kind], key=lambda i: (str(i["properties"]["datetime"]), i["id"]))
         for kind in sorted(items)
@@ -91,10 +90,11 @@ def _steps(
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Yield the name and items of each step, one acquisition at a time."""
     yield "static layers", products_static.write_static(world, archive)
+    optical = products_optical.OpticalWriter(world, archive)
     for date in world.s2_dates:
         scene = world.s2(date)
         truth.optical(scene)
-        yield f"S2 {date.time:%Y-%m-%d}", products_optical.write_scene(world, scene, archive)
+        yield f"S2 {date.time:%Y-%m-%d}", optical.write(scene)
     for track in range(len(world.params.tracks)):
         writer = products_radar.TrackWriter(world, track, archive)
         for pass_ in world.s1(track):

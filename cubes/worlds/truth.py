@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cubes.types import CubeError
 
 from .geometry import aoi_window
-from .noise import Array
 from .optics import OpticalScene
 from .params import CLASSES
 from .radar import RadarScene
@@ -21,112 +19,149 @@ from .world import World
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
-
-class TruthWriter:
-    """Collects the truth of a world over its AOI and writes it on leaving."""
-
-    def __init__(self, folder: Path, world: World) -> None:
-        self.folder, self.world = folder, world
-        self.rows, self.columns = aoi_window(world.params)
-        self.s2: list[tuple[OpticalScene, dict[str, Any]]] = []
-        self.parts: dict[str, list[Any]] = {}
-
-    def __enter__(self) -> TruthWriter:
-        """Return itself."""
-        return self
-
-    def _cut(self, a: Any) -> Any:
-        return a[self.rows, self.columns]
-
-    def optical(self, scene: OpticalScene) -> None:
-        """Keep an optical scene's truth."""
-        add = self.parts.setdefault
-        add("s2_time", []).append(np.datetime64(scene.date.time.replace(tzinfo=None), "ns"))
-        add("ndvi", []).append(_pack(self._cut(scene.ndvi), 1e-4))
-        clear = np.repeat(np.repeat(scene.clear, 2, axis=0), 2, axis=1)
-        add("clear", []).append(self._cut(clear))
-        add("s2_shift", []).append(scene.shift)
-
-    def radar(self, scene: RadarScene) -> None:
-        """Keep a pass's truth."""
-        add = self.parts.setdefault
-        now = state(self.world.params, self.world.land, self.world.season, scene.day)
-        time = np.datetime64(scene.time.replace(tzinfo=None), "ns")
-        add("s1_time", []).append(time)
-        add("s1_track", []).append(scene.track)
-        add("s1_shift", []).append(scene.shift)
-        db = [10 * np.log10(np.maximum(self._cut(g), 1e-5)) for g in scene.gamma0]
-        add("gamma0", []).append(np.stack([_pack(d, 1e-2) for d in db]))
-        for name, layer, step in (
-            ("lai", now.lai, 1e-3),
-            ("canopy_water", now.water, 1e-3),
-            ("structure", now.structure, 1e-3),
-            ("soil_moisture", now.moisture, 1e-4),
-            ("phase_screen", scene.screen, 1e-3),
-        ):
-            add(name, []).append(_pack(self._cut(layer), step))
-        if scene.coherence is not None:
-            add("pair_time", []).append(time)
-            add("pair_track", []).append(scene.track)
-            add("coherence", []).append(
-                np.stack([_pack(self._cut(c), 1e-4) for c in scene.coherence])
-            )
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Write what was kept, unless an error passes through."""
-        if kind is None:
-            _write(self.folder, self.world, self.parts, (self.rows, self.columns))
-
-
-SCALES = {
-    "ndvi": (("s2_time", "y", "x"), 1e-4),
-    "gamma0": (("s1_time", "pol", "y", "x"), 1e-2),
-    "lai": (("s1_time", "y", "x"), 1e-3),
-    "canopy_water": (("s1_time", "y", "x"), 1e-3),
-    "structure": (("s1_time", "y", "x"), 1e-3),
-    "soil_moisture": (("s1_time", "y", "x"), 1e-4),
-    "phase_screen": (("s1_time", "y", "x"), 1e-3),
-    "coherence": (("pair_time", "pol", "y", "x"), 1e-4),
+# Name: dimensions, step of the stored int16 (0: stored as is), units.
+LAYERS: dict[str, tuple[tuple[str, ...], float, str]] = {
+    "ndvi": (("s2_time", "y", "x"), 1e-4, "1"),
+    "clear": (("s2_time", "y", "x"), 0, ""),
+    "gamma0": (("s1_time", "pol", "y", "x"), 1e-2, "dB"),
+    "lai": (("s1_time", "y", "x"), 1e-3, "1"),
+    "canopy_water": (("s1_time", "y", "x"), 1e-3, "1"),
+    "structure": (("s1_time", "y", "x"), 1e-3, "1"),
+    "soil_moisture": (("s1_time", "y", "x"), 1e-4, "m3 m-3"),
+    "phase_screen": (("s1_time", "y", "x"), 1e-3, "rad"),
+    "coherence": (("pair_time", "pol", "y", "x"), 1e-4, "1"),
 }
 
 
-def _pack(a: Array, step: float) -> Any:
-    return np.clip(np.rint(a / np.float32(step)), -32767, 32767).astype(np.int16)
+class TruthWriter:
+    """Writes the truth of a world over its AOI as a Zarr v3 group, one acquisition at a time."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        import zarr
+
+        self.world, self.window = world, aoi_window(world.params)
+        p = world.params
+        attributes = {
+            "world": p.name,
+            "version": p.version,
+            "seed": world.seed,
+            "crs": f"EPSG:{p.place.epsg}",
+            "classes": list(CLASSES),
+        }
+        self.group = zarr.create_group(folder, zarr_format=3, attributes=attributes)
+        n_s1 = len(p.tracks) * p.radar.dates
+        self.sizes = {
+            "s2_time": p.optics.dates,
+            "s1_time": n_s1,
+            "pair_time": n_s1 - len(p.tracks),
+            "pol": 2,
+            "y": p.place.height,
+            "x": p.place.width,
+        }
+        self.done = {"s2_time": 0, "s1_time": 0, "pair_time": 0}
+        self.shifts: dict[str, list[tuple[float, float]]] = {"s2": [], "s1": []}
+        self.times: dict[str, list[Any]] = {"s2_time": [], "s1_time": [], "pair_time": []}
+        self.tracks: dict[str, list[int]] = {"s1_time": [], "pair_time": []}
+        self.arrays = {name: self._create(name) for name in LAYERS}
+
+    def _create(self, name: str) -> zarr.Array[Any]:
+        dims, step, units = LAYERS[name]
+        shape = tuple(self.sizes[d] for d in dims)
+        attributes = {"scale_factor": step, "units": units} if step else {"dtype": "bool"}
+        return self.group.create_array(
+            name,
+            shape=shape,
+            chunks=(1, *shape[1:]),
+            dtype="int16" if step else "int8",
+            compressors=_codec(),
+            dimension_names=dims,
+            attributes=attributes,
+        )
+
+    def _add(self, name: str, *layers: NDArray[Any]) -> None:
+        dims, step, _ = LAYERS[name]
+        rows, columns = self.window
+        cut = np.stack([a[rows, columns] for a in layers])
+        if step:
+            cut = np.clip(np.rint(cut / np.float32(step)), -32767, 32767)
+        stored = cut.astype(np.int16 if step else np.int8)
+        self.arrays[name][self.done[dims[0]]] = stored if dims[1] == "pol" else stored[0]
+
+    def optical(self, scene: OpticalScene) -> None:
+        """Write an optical scene's truth."""
+        self._add("ndvi", scene.ndvi)
+        self._add("clear", np.repeat(np.repeat(scene.clear, 2, axis=0), 2, axis=1))
+        self.times["s2_time"].append(np.datetime64(scene.date.time.replace(tzinfo=None), "s"))
+        self.shifts["s2"].append(scene.shift)
+        self.done["s2_time"] += 1
+
+    def radar(self, scene: RadarScene) -> None:
+        """Write a pass's truth."""
+        now = state(self.world.params, self.world.land, self.world.season, scene.day)
+        time = np.datetime64(scene.time.replace(tzinfo=None), "s")
+        self._add("gamma0", *(10 * np.log10(np.maximum(g, 1e-5)) for g in scene.gamma0))
+        self._add("lai", now.lai)
+        self._add("canopy_water", now.water)
+        self._add("structure", now.structure)
+        self._add("soil_moisture", now.moisture)
+        self._add("phase_screen", scene.screen)
+        self.times["s1_time"].append(time)
+        self.tracks["s1_time"].append(scene.track)
+        self.shifts["s1"].append(scene.shift)
+        self.done["s1_time"] += 1
+        if scene.coherence is not None:
+            self._add("coherence", *scene.coherence)
+            self.times["pair_time"].append(time)
+            self.tracks["pair_time"].append(scene.track)
+            self.done["pair_time"] += 1
+
+    def close(self) -> None:
+        """Write what does not change and the coordinates."""
+        world, (rows, columns) = self.world, self.window
+        land, tracks = world.land, world.params.tracks
+        x, y = land.grid.centres()
+        put = self._put
+        put("x", ("x",), x[columns])
+        put("y", ("y",), y[rows])
+        put("elevation", ("y", "x"), land.elevation[rows, columns], units="m")
+        put("label", ("y", "x"), land.label[rows, columns])
+        put("parcel", ("y", "x"), land.parcel[rows, columns])
+        views = np.stack([world.view(t).local[rows, columns] for t in range(len(tracks))])
+        put("incidence", ("track", "y", "x"), views, units="degrees")
+        put("relative_orbit", ("track",), np.array([t.relative_orbit for t in tracks]))
+        ascending = np.array([t.orbit_state == "ascending" for t in tracks], np.int8)
+        put("ascending", ("track",), ascending, dtype="bool")
+        for dim, times in self.times.items():
+            seconds = np.array(times).astype("datetime64[s]").astype(np.int64)
+            put(dim, (dim,), seconds, units="seconds since 1970-01-01", calendar="standard")
+        for dim, index in self.tracks.items():
+            put(dim.replace("time", "track"), (dim,), np.array(index, np.int64))
+        for sensor, shifts in self.shifts.items():
+            put(f"{sensor}_shift", (f"{sensor}_time", "axis"), np.array(shifts), units="m")
+
+    def _put(self, name: str, dims: tuple[str, ...], values: NDArray[Any], **attrs: str) -> None:
+        array = self.group.create_array(
+            name,
+            shape=values.shape,
+            chunks=values.shape,
+            dtype=values.dtype,
+            compressors=_codec(),
+            dimension_names=dims,
+            attributes=attrs,
+        )
+        array[...] = values
 
 
-def _write(folder: Path, world: World, parts: dict[str, list[Any]], window: tuple[slice, slice]) -> None:
-    folder.mkdir(parents=True)
-    rows, columns = window
-    land = world.land
-    arrays: dict[str, Any] = {k: np.stack(v) for k, v in parts.items()}
-    views = [world.view(t) for t in range(len(world.params.tracks))]
-    arrays["incidence"] = np.stack([v.local[rows, columns] for v in views])
-    arrays["elevation"] = land.elevation[rows, columns]
-    arrays["label"] = land.label[rows, columns]
-    arrays["parcel"] = land.parcel[rows, columns]
-    x, y = land.grid.centres()
-    arrays["x"], arrays["y"] = x[columns], y[rows]
-    for name, array in sorted(arrays.items()):
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    manifest = {
-        "world": world.params.name,
-        "version": world.params.version,
-        "seed": world.seed,
-        "crs": f"EPSG:{land.grid.epsg}",
-        "classes": list(CLASSES),
-        "tracks": [[t.relative_orbit, t.orbit_state] for t in world.params.tracks],
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+def _codec() -> Any:
+    from zarr.codecs import ZstdCodec
+
+    return ZstdCodec(level=1)
 
 
 def truth(path: str | Path) -> xr.Dataset:
-    """Return the truth of a published world on its AOI's grid, float32 in physical units.
+    """Return the truth of a published world on its AOI's grid, lazily, in physical units.
 
     For oracles and tests alone: no model may see it.
 
@@ -138,12 +173,14 @@ def truth(path: str | Path) -> xr.Dataset:
     Returns
     -------
     Dataset
-        ``label`` (y, x) uint8 codes of attribute ``classes``; ``parcel`` (y, x) int32;
-        ``elevation`` (y, x) m; ``incidence`` (track, y, x) degrees, local; ``ndvi`` and ``clear``
-        (s2_time, y, x); ``gamma0`` (s1_time, pol, y, x) dB without speckle and noise; ``lai``,
-        ``canopy_water``, ``structure`` (s1_time, y, x); ``soil_moisture`` (s1_time, y, x) m3/m3;
-        ``phase_screen`` (s1_time, y, x) rad; ``coherence`` (pair_time, pol, y, x), noise included,
-        of the 12-day pair that ends then. Pixel centres; no nodata.
+        Coordinates are pixel centres; no nodata. ``label`` (y, x) uint8 codes of the attribute
+        ``classes``; ``parcel`` (y, x) int32; ``elevation`` (y, x) m; ``incidence`` (track, y, x)
+        degrees, local; ``ndvi`` (s2_time, y, x) of the surface; ``clear`` (s2_time, y, x) bool,
+        True without cloud and shadow; ``gamma0`` (s1_time, pol, y, x) dB without speckle and noise;
+        ``lai``, ``canopy_water``, ``structure`` (s1_time, y, x); ``soil_moisture``
+        (s1_time, y, x) m3 m-3; ``phase_screen`` (s1_time, y, x) rad; ``coherence``
+        (pair_time, pol, y, x), noise included, of the 12-day pair that ends at pair_time;
+        ``s1_track`` and ``pair_track`` index (track,).
 
     Raises
     ------
@@ -153,41 +190,12 @@ def truth(path: str | Path) -> xr.Dataset:
     import xarray as xr
 
     folder = Path(path)
-    if not (folder / "manifest.json").is_file():
+    if not (folder / "gamma0").is_dir():
         folder = folder / "truth"
-    if not (folder / "manifest.json").is_file():
+    if not (folder / "gamma0").is_dir():
         raise CubeError(
-            f"no truth of a simulated world under {str(path)!r}: expected manifest.json in it or "
-            "in its folder truth/"
+            f"no truth of a simulated world at {str(path)!r}: it is neither a folder that was "
+            "published to nor its folder truth/"
         )
-    manifest = json.loads((folder / "manifest.json").read_text())
-
-    def load(name: str) -> Any:
-        return np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-
-    data: dict[str, Any] = {
-        name: (dims, load(name) * np.float32(step)) for name, (dims, step) in SCALES.items()
-    }
-    data["clear"] = (("s2_time", "y", "x"), load("clear"))
-    data["s2_shift"] = (("s2_time", "axis"), load("s2_shift"))
-    data["s1_shift"] = (("s1_time", "axis"), load("s1_shift"))
-    data["incidence"] = (("track", "y", "x"), load("incidence"))
-    for name in ("elevation", "label", "parcel"):
-        data[name] = (("y", "x"), load(name))
-    orbits = manifest["tracks"]
-    return xr.Dataset(
-        data,
-        coords={
-            "x": load("x"),
-            "y": load("y"),
-            "s2_time": load("s2_time"),
-            "s1_time": load("s1_time"),
-            "pair_time": load("pair_time"),
-            "pol": ["vv", "vh"],
-            "s1_track": ("s1_time", load("s1_track")),
-            "pair_track": ("pair_time", load("pair_track")),
-            "relative_orbit": ("track", [o for o, _ in orbits]),
-            "orbit_state": ("track", [s for _, s in orbits]),
-        },
-        attrs={k: manifest[k] for k in ("world", "version", "seed", "crs", "classes")},
-    )
+    data = xr.open_zarr(folder, consolidated=False, chunks=None, zarr_format=3)
+    return data.assign_coords(pol=["vv", "vh"])
