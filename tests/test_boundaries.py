@@ -15,13 +15,13 @@ import pytest
 # Imports go only from later to earlier names. A new module must be given its place here.
 CUBES = (
     "types", "registry", "names", "grid", "physics", "insar", "series", "plans", "access",
-    "resample", "read", "stac", "files", "worlds", "cube", "request", "shards", "layout",
+    "resample", "opener", "read", "stac", "files", "worlds", "cube", "request", "shards", "layout",
     "metadata", "ledger", "store", "corpus", "stream", "index", "samples", "stats", "",
 )  # fmt: skip
 DEEPSENTINEL = (
     "batch", "augment", "model", "backbones", "objectives", "recipe", "train", "metrics",
-    "baselines", "tasks", "landcover", "evaluate", "embed", "pictures", "report", "explore",
-    "stages", "demo", "cli", "",
+    "baselines", "tasks", "landcover", "vegetation", "evaluate", "embed", "pictures", "charts",
+    "report", "explore", "stages", "archives", "demo", "cli", "",
 )  # fmt: skip
 ORDER = {
     f"{package}.{name}".rstrip("."): (package, place)
@@ -36,10 +36,10 @@ OWNERS = {
     "odc.stac": {"cubes.stac"},
     "odc.loader": {"cubes.read", "cubes.stac"},
     "planetary_computer": {"cubes.read"},
-    "rasterio": {"cubes.read", "cubes.stac", "cubes.files", "cubes.worlds"},
+    "rasterio": {"cubes.opener", "cubes.stac", "cubes.files", "cubes.worlds"},
     "xbatcher": {"cubes.samples"},
     "lightning": {"deepsentinel.train"},
-    "matplotlib": {"deepsentinel.pictures"},
+    "matplotlib": {"deepsentinel.pictures", "deepsentinel.charts"},
     "sklearn": {"deepsentinel.evaluate"},
 }
 TORCH = ("torch", "lightning", "pytorch_lightning", "torchmetrics", "tensorboard", "safetensors")
