@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from cubes.types import Progress
+
 Result = dict[str, Any]
 
 
@@ -55,10 +57,10 @@ class Console:
                 self._last = now
                 self._write(text, end="\n")
 
-    def progress(self, stage: str) -> Callable[[int, int, str], None]:
+    def progress(self, stage: str) -> Progress:
         """Return a callable ``(done, total, what)`` that reports the progress of `stage`."""
 
-        def report(done: int, total: int, what: str = "") -> None:
+        def report(done: int, total: int, what: str) -> None:
             self.update(f"{stage:<10} {done}/{total} {what}".rstrip())
 
         return report

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -65,35 +59,9 @@ def server() -> Iterator[Callable[..., str]]:
     ``server("collections.json", "items.json")`` starts one ``rustac serve`` process on a free
     loopback port; all of them end with the session.
     """
-    program = Path(sys.executable).with_name("rustac")
-    command = str(program) if program.is_file() else shutil.which("rustac")
-    if command is None:
+    from deepsentinel.archives import find_rustac, stac_api
+
+    if find_rustac() is None:
         pytest.skip("rustac is not installed (pip install rustac): no STAC API to start")
-    started: list[subprocess.Popen[bytes]] = []
-
-    def serve(*hrefs: str | Path) -> str:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        process = subprocess.Popen(
-            [command, "serve", "-a", f"127.0.0.1:{port}", *map(str, hrefs)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        started.append(process)
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert process.poll() is None, f"rustac serve ended with {process.returncode}"
-            try:
-                with urllib.request.urlopen(url, timeout=2):
-                    return url
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-        raise AssertionError(f"rustac serve did not answer on {url} in 30 s")
-
-    yield serve
-    for process in started:
-        process.terminate()
-    for process in started:
-        process.wait(timeout=10)
+    with contextlib.ExitStack() as running:
+        yield lambda *hrefs: running.enter_context(stac_api([Path(href) for href in hrefs]))
