@@ -97,6 +97,11 @@ def sweep(store: Path) -> int:
     return swept
 
 
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data`, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, hexadecimal."""
     with path.open("rb") as file:
@@ -163,7 +168,9 @@ def load_build(store: str | os.PathLike[str]) -> Build:
     if not path.exists():
         raise CubeError(f"no store at {path}; write one with cubes.write(request, {str(path)!r})")
     if not file.exists():
-        raise CubeError(f"{path} is not a cube written by cubes.write: it has no {FOLDER}/build.json")
+        raise CubeError(
+            f"{path} is not a cube written by cubes.write: it has no {FOLDER}/build.json"
+        )
     body = json.loads(file.read_text(encoding="utf-8"))
     if body["format"] > FORMAT_VERSION:
         raise CubeError(

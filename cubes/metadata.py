@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pandas as pd
 from odc.geo.geobox import GeoBox
 
-from cubes import shards
+from cubes import registry, shards
 from cubes.layout import ArrayLayout, array_layouts
-from cubes.types import FORMAT_VERSION, TIME_COORDS, ArrayPlan, Axis, CubeError, Layer, Layout, Plan
+from cubes.types import TIME_COORDS, ArrayPlan, Axis, CubeError, Layer, Layout, Plan
 
 Array = npt.NDArray[Any]
 
@@ -149,18 +149,34 @@ def _column(name: str, values: Sequence[Any]) -> Array:
     return np.array([math.nan if v is None else float(v) for v in values], np.float64)
 
 
+def decoded(name: str, coord: Coordinate) -> tuple[tuple[str, ...], Array, dict[str, Any]]:
+    """Return a stored coordinate as xarray has it: times as datetime64[ns], text as str."""
+    if name in TIME_COORDS:
+        return coord.dims, coord.data.view("datetime64[ns]"), {}
+    if coord.data.dtype == object:
+        return coord.dims, coord.data.astype(str), dict(coord.attrs)
+    return coord.dims, coord.data, dict(coord.attrs)
+
+
 # ------------------------------------------------------------------------------------- metadata
 
 
 def attributes(array: ArrayPlan, plan: Plan) -> dict[str, Any]:
     """Return what an array of physical values says about itself, as the lazy cube does."""
-    from cubes import cube
-
-    extra = dict(array.attrs)
-    if array.layer.kind == "mask" and array.layer.derived_from:
-        extra["clear_classes"] = list(plan.clear.classes)
-        extra["clear_dilate_px"] = plan.clear.dilate
-    plain = _plain(cube.attributes(array.layer, extra))
+    layer = array.layer
+    out: dict[str, Any] = {
+        "long_name": layer.long_name,
+        "units": layer.units,
+        "native_resolution_m": layer.resolution,
+        "resampling": layer.kernel,
+    }
+    if layer.legend:
+        out["legend"] = layer.legend
+        out["origin"] = registry.legend(layer.legend).origin
+    if layer.kind == "mask" and layer.derived_from:
+        out["clear_classes"] = list(plan.clear.classes)
+        out["clear_dilate_px"] = plan.clear.dilate
+    plain = _plain(out | dict(array.attrs))
     assert isinstance(plain, dict)
     return plain
 
@@ -310,6 +326,13 @@ def _group_node(attrs: Mapping[str, Any], members: Mapping[str, Any]) -> dict[st
     }
 
 
+def root_attributes(plan: Plan) -> dict[str, Any]:
+    """Return the attributes of the root: provenance, the same as a lazy cube's."""
+    plain = _plain(dict(plan.attrs))
+    assert isinstance(plain, dict)
+    return plain | {"Conventions": "CF-1.10", "plan_sha256": plan.sha256}
+
+
 def groups(plan: Plan) -> list[str]:
     """Return the names of the groups of `plan`, in its order."""
     return list(dict.fromkeys(a.layer.group for a in plan.arrays))
@@ -348,10 +371,6 @@ def metadata(plan: Plan, layout: Layout) -> tuple[dict[str, bytes], dict[str, by
             attrs = geo | {"coordinates": " ".join(aux)}
             nodes[group] = _group_node(attrs, {})
             last[f"{group}/zarr.json"] = _json(_group_node(attrs, members))
-    root = geo | {"coordinates": "spatial_ref", "Conventions": "CF-1.11"}
-    root |= _plain(dict(plan.attrs)) | {
-        "cubes_format": FORMAT_VERSION,
-        "plan_sha256": plan.sha256,
-    }
+    root = geo | {"coordinates": "spatial_ref"} | root_attributes(plan)
     last["zarr.json"] = _json(_group_node(root, nodes))
     return first, last

@@ -46,7 +46,8 @@ def codecs(codec: Codec, itemsize: int) -> list[dict[str, Any]]:
         Unknown codec.
     """
     out: list[dict[str, Any]] = [
-        {"name": "bytes", "configuration": {"endian": "little"}} if itemsize > 1
+        {"name": "bytes", "configuration": {"endian": "little"}}
+        if itemsize > 1
         else {"name": "bytes"}
     ]
     if codec == "lz4":

@@ -1,0 +1,174 @@
+"""Run regions: in threads of this process, or on a dask cluster; collect, count, show, stop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import Any
+
+from cubes import layout as layouts
+from cubes import ledger
+from cubes.build import Pixels, PlanPixels, build_region
+from cubes.layout import Region
+from cubes.ledger import Build, Record
+from cubes.types import CubeError, Progress
+
+DRIVERS = 2
+"""Regions in flight at once in one process: while one waits for its last step, the next reads."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """What a run has done so far."""
+
+    total: int
+    tell: Progress | None
+    done: int = 0
+    written: list[Record] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    guard: Lock = field(default_factory=Lock)
+
+    def tick(self, steps: int, what: str) -> None:
+        """Count steps and show them."""
+        with self.guard:
+            self.done += steps
+            if self.tell:
+                self.tell(self.done, self.total, what)
+
+
+def weight(build: Build, region: Region) -> int:
+    """Return the size of a region's numbers: the largest go first, so that none is left to wait."""
+    mine = layouts.region_arrays(ledger.build_arrays(build), region)
+    channels = sum(a.layer.n_channels for a in mine)
+    return (region.steps[1] - region.steps[0]) * len(region.patches) * channels
+
+
+def in_threads(build: Build, todo: list[Region], source: Pixels, tally: Tally) -> None:
+    workers = max(2, os.cpu_count() or 2)
+    stop = Event()
+    steps = ThreadPoolExecutor(workers, thread_name_prefix="cubes-step")
+    drivers = ThreadPoolExecutor(DRIVERS, thread_name_prefix="cubes-region")
+
+    def one(region: Region) -> Record:
+        def tick(n: int) -> None:
+            tally.tick(n, region.id)
+
+        return build_region(build, region, source, steps, ahead=workers, stop=stop, tick=tick)
+
+    try:
+        futures = {drivers.submit(one, r): r for r in todo}
+        _collect(futures, tally)
+    except BaseException:
+        # Ctrl-C, a bug or a full disk: end what runs between two chunks, keep finished regions
+        stop.set()
+        raise
+    finally:
+        drivers.shutdown(wait=True, cancel_futures=True)
+        steps.shutdown(wait=True, cancel_futures=True)
+
+
+def _collect(futures: Mapping[Future[Record], Region], tally: Tally) -> None:
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future in done:
+            _settle(future.exception(), future, futures[future], tally)
+
+
+def _settle(error: BaseException | None, future: Any, region: Region, tally: Tally) -> None:
+    """Enter a finished region; a source's failure is noted, anything else ends the run."""
+    if error is None:
+        tally.written.append(future.result())
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno)} while writing region {region.id}; finished regions are "
+            "kept: free space and run the same write again",
+            error.filename,
+        ) from error
+    elif isinstance(error, CubeError | OSError) or type(error).__name__ == "KilledWorker":
+        tally.failed[region.id] = f"{type(error).__name__}: {error}"
+    else:
+        raise error
+
+
+# ----------------------------------------------------------------------------------------- dask
+
+
+def _dask_region(store: str, region: Region, plan_sha256: str) -> Record:
+    """Write one region in a dask worker: the plan is read from the store, once per process."""
+    build = ledger.load_build(store)
+    if build.plan_sha256 != plan_sha256:
+        raise CubeError(f"{store} changed its plan while it was being written")
+    source = PlanPixels(plan=ledger.build_plan(build), arrays=ledger.build_arrays(build))
+    with ThreadPoolExecutor(2, thread_name_prefix="cubes-step") as pool:
+        return build_region(build, region, source, pool, ahead=2)
+
+
+def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally) -> None:
+    """Submit regions as futures, at most two per slot in flight: no large graph anywhere."""
+    from distributed import as_completed
+
+    mark = uuid.uuid4().hex[:8]
+    waiting = list(reversed(todo))
+    store = str(build.store.resolve())
+    futures: dict[str, Region] = {}
+
+    def submit() -> Any:
+        region = waiting.pop()
+        key = f"cubes-write-{mark}-{region.id}"
+        futures[key] = region
+        return client.submit(_dask_region, store, region, build.plan_sha256, key=key, pure=False)
+
+    flying = as_completed([submit() for _ in range(min(len(waiting), 2 * slots(client)))])
+    live = {f.key: f for f in flying.futures}
+    try:
+        for future in flying:
+            live.pop(future.key, None)
+            region = futures[future.key]
+            _settle(future.exception(), future, region, tally)
+            tally.tick(region.steps[1] - region.steps[0], region.id)
+            if waiting:
+                following = submit()
+                live[following.key] = following
+                flying.add(following)
+    except BaseException:
+        client.cancel(list(live.values()))
+        raise
+
+
+def slots(client: Any) -> int:
+    """Return how many tasks a dask client can run at once; 1 for none."""
+    return 1 if client is None else max(1, sum(client.nthreads().values()))
+
+
+class Bar:
+    """A progress bar on standard error: share, rate and time left, redrawn five times a second."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.drawn = 0.0
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        now = time.monotonic()
+        if now - self.drawn < 0.2 and done < total:
+            return
+        self.drawn = now
+        share = done / max(1, total)
+        left = (now - self.began) * (1 - share) / max(share, 1e-9)
+        bar = ("#" * round(24 * share)).ljust(24, ".")
+        sys.stderr.write(f"\r[{bar}] {done}/{total} steps, {left:,.0f} s left  {what:<28.28}")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self.drawn:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
