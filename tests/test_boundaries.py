@@ -14,14 +14,19 @@ import pytest
 
 # Imports go only from later to earlier names. A new module must be given its place here.
 CUBES = (
-    "types", "registry", "names", "grid", "physics", "insar", "series", "plans", "access",
-    "resample", "opener", "read", "stac", "files", "worlds", "cube", "request", "shards", "layout",
-    "metadata", "ledger", "store", "corpus", "stream", "index", "samples", "stats", "",
+    # rows and rules: no input or output
+    "types", "registry", "names", "grid", "physics", "insar", "series", "plans",
+    # sources of pixels and items
+    "access", "resample", "opener", "read", "stac", "files", "worlds", "cube", "request",
+    # the store
+    "shards", "layout", "metadata", "ledger", "build", "run", "tree", "store", "corpus",
+    # samples
+    "pool", "stream", "index", "sampleset", "splits", "samples", "stats", "",
 )  # fmt: skip
 DEEPSENTINEL = (
-    "batch", "augment", "model", "backbones", "objectives", "recipe", "train", "metrics",
-    "baselines", "tasks", "landcover", "vegetation", "evaluate", "embed", "pictures", "charts",
-    "report", "explore", "stages", "archives", "demo", "cli", "",
+    "ring", "batch", "model", "backbones", "augment", "objectives", "recipe", "checkpoint", "train",
+    "metrics", "baselines", "tasks", "landcover", "vegetation", "evaluate", "embed",
+    "pictures", "charts", "report", "explore", "stages", "archives", "demo", "cli", "",
 )  # fmt: skip
 ORDER = {
     f"{package}.{name}".rstrip("."): (package, place)
@@ -126,12 +131,17 @@ def test_the_model_file_needs_torch_alone(root: Path) -> None:
     assert names <= allowed, f"model.py is copied by users into other projects; {names - allowed}"
 
 
+# One file on purpose: users copy it into other projects, where its parts would get lost.
+LONGEST = {"deepsentinel/model.py": 700}
+
+
 @pytest.mark.parametrize("package", ["cubes", "deepsentinel"])
 def test_modules_are_not_too_long(root: Path, package: str) -> None:
     long = {
-        str(p): n
+        name: n
         for p in (root / package).rglob("*.py")
-        if (n := len(p.read_text().splitlines())) > 500
+        if (n := len(p.read_text().splitlines()))
+        > LONGEST.get(name := str(p.relative_to(root)), 500)
     }
     assert not long, f"over 500 lines, which noun is missing? {long}"
 
