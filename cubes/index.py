@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def _layer(name: str, array: stream.StoredArray, group: xr.Dataset) -> Layer:
     """Return the layer's row with the channels and the dtype that this store holds."""
     row = registry.layer(name)
     if row.channel_dim is not None:
-        row = row.pick(tuple(str(c) for c in group[row.channel_dim].to_numpy()))
+        row = replace(row, channels=tuple(str(c) for c in group[row.channel_dim].to_numpy()))
     if array.dtype != np.dtype(row.dtype):
         raise CubeError(
             f"{array.path} holds {array.dtype}, and the row of {name} says {row.dtype}: samples "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cubes import pool, stream
+from cubes import pool, registry, stream
 from cubes.index import StoreIndex, instant
 from cubes.types import CubeError, Layer, Window
 
@@ -390,8 +390,8 @@ class Samples:
         middle = instant((min(ends) + max(ends)) / 2).year
         return int(np.argmin(np.abs(np.array(store.years) - middle)))
 
-    def _checked(self, rows: Any) -> np.ndarray:
-        rows = np.asarray(rows, np.intp).reshape(-1)
+    def _checked(self, wanted: Any) -> np.ndarray:
+        rows: np.ndarray = np.asarray(wanted, np.intp).reshape(-1)
         bad = rows[(rows < 0) | (rows >= len(self))]
         if len(bad):
             raise CubeError(f"sample {bad[0]} does not exist; there are {len(self):,}, from 0")
@@ -445,4 +445,5 @@ def _common_layers(stores: Sequence[StoreIndex]) -> dict[str, Layer]:
                     f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "
                     f"another store with {', '.join(known.channels)}: plan them apart"
                 )
-    return layers
+    order = list(registry.layers())
+    return dict(sorted(layers.items(), key=lambda item: order.index(item[0])))

@@ -21,7 +21,10 @@ from torch import Tensor
 from cubes import pool
 from cubes.sampleset import Samples
 from cubes.types import CubeError
+from deepsentinel.normalise import Normaliser, inputs
 from deepsentinel.ring import Lease, Ring
+
+__all__ = ["Batch", "Loader", "Normaliser", "Stream", "as_batch", "inputs", "loader"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
