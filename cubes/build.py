@@ -46,8 +46,10 @@ class Pixels(Protocol):
         ...
 
     def read(self, region: Region, run: tuple[int, int]) -> tuple[dict[str, Array], int, int]:
-        """Return stored numbers by layer, shape (steps of the run, channels, y, x), and source
-        pixels decoded and retries."""
+        """Return stored numbers by layer, source pixels decoded, and retries.
+
+        Stored numbers have shape (steps of the run, channels, y, x).
+        """
         ...
 
 
@@ -71,7 +73,7 @@ def window(region: Region, array: ArrayLayout) -> tuple[slice, slice]:
 
 @dataclass(kw_only=True, slots=True)
 class PlanPixels:
-    """Pixels of a plan: its assets, read through `cubes.read.block`, one call per array and step."""
+    """Pixels of a plan: its assets, one call of `cubes.read.block` per array and step."""
 
     plan: Plan
     arrays: dict[str, ArrayLayout]
@@ -102,9 +104,10 @@ class PlanPixels:
                 out[child.name] = self._derive(child, block)[(..., *inner)][None]
         missing = [a.name for a in mine if a.name not in out]
         if missing:
+            parent = self.arrays[missing[0]].layer.derived_from
             raise CubeError(
-                f"layer {missing[0]!r} is derived from {self.arrays[missing[0]].layer.derived_from!r}"
-                ", which the plan lacks; add it to the layers asked for"
+                f"layer {missing[0]!r} is derived from {parent!r}, which the plan lacks; "
+                "add it to the layers asked for"
             )
         return out, pixels, retries
 
@@ -170,7 +173,7 @@ def _encode_run(
 def _chunk(
     step: Array, array: ArrayLayout, region: Region, patch: tuple[int, int], counts: Array
 ) -> bytes | None:
-    """Return one patch of one step encoded, None where it is all nodata; count its valid numbers."""
+    """Return one patch of one step encoded, None where all nodata; count its valid numbers."""
     height, width = array.patch
     row, column = patch[0] - region.rows[0], patch[1] - region.columns[0]
     piece = step[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
@@ -289,16 +292,21 @@ class _Writer:
             item.partial.unlink(missing_ok=True)
 
 
-def build_region(
-    build: Build,
-    region: Region,
-    source: Pixels,
-    pool: Executor,
-    *,
-    ahead: int = 2,
-    stop: Event | None = None,
-    tick: Callable[[int], None] | None = None,
-) -> Record:
+@dataclass(kw_only=True, slots=True)
+class Crew:
+    """What a region is worked with."""
+
+    pool: Executor
+    """Reads and encodes runs of steps."""
+    ahead: int = 2
+    """Runs in flight per region: bounds the memory."""
+    stop: Event = field(default_factory=Event)
+    """Set from elsewhere, ends the work between two chunks."""
+    tick: Callable[[int, str], None] | None = None
+    """Told the number of steps and the region after each run."""
+
+
+def build_region(build: Build, region: Region, source: Pixels, crew: Crew) -> Record:
     """Write one region and its record; return the record.
 
     Parameters
@@ -309,33 +317,26 @@ def build_region(
         What to write.
     source : PlanPixels or TreePixels
         Where stored numbers come from.
-    pool : Executor
-        Reads and encodes runs of steps; never the main thread's own (see `cubes.shards`).
-    ahead : int
-        Runs in flight: bounds the memory.
-    stop : Event, optional
-        Set from elsewhere to end the work between two chunks.
-    tick : callable, optional
-        Told the number of steps after each run.
+    crew : Crew
+        Threads that do it.
 
     Raises
     ------
     AssetReadError, OSError
         Reading failed for good; the disk is full. No object of the region is left half-written.
     Stopped
-        `stop` was set.
+        The crew was told to stop.
     """
     began = time.monotonic()
-    flag = stop or Event()
     arrays = region_arrays(ledger.build_arrays(build), region)
     writer = _Writer(build.store, region, arrays)
     parts: list[_Encoded] = []
     try:
-        for run, encoded in _in_order(source, arrays, region, pool, ahead, flag):
+        for run, encoded in _in_order(source, arrays, region, crew):
             writer.add(run, encoded)
             parts.append(encoded)
-            if tick:
-                tick(run[1] - run[0])
+            if crew.tick:
+                crew.tick(run[1] - run[0], region.id)
         objects = writer.finish()
     except BaseException:
         writer.abandon()
@@ -354,21 +355,17 @@ def build_region(
 
 
 def _in_order(
-    source: Pixels,
-    arrays: list[ArrayLayout],
-    region: Region,
-    pool: Executor,
-    ahead: int,
-    stop: Event,
+    source: Pixels, arrays: list[ArrayLayout], region: Region, crew: Crew
 ) -> Iterator[tuple[tuple[int, int], _Encoded]]:
-    """Yield encoded runs in time order, at most `ahead` of them in flight."""
+    """Yield encoded runs in time order, at most ``crew.ahead`` of them in flight."""
     runs = deque(source.runs(region))
     flying: deque[tuple[tuple[int, int], Future[_Encoded]]] = deque()
     try:
         while runs or flying:
-            while runs and len(flying) < ahead:
+            while runs and len(flying) < crew.ahead:
                 run = runs.popleft()
-                flying.append((run, pool.submit(_encode_run, source, arrays, region, run, stop)))
+                job = crew.pool.submit(_encode_run, source, arrays, region, run, crew.stop)
+                flying.append((run, job))
             run, future = flying.popleft()
             yield run, future.result()
     finally:

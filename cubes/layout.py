@@ -1,4 +1,4 @@
-"""How the arrays of a cube lie in Zarr: shapes, shards, keys. A pure function of plan and layout."""
+"""How the arrays of a cube lie in Zarr: shapes, shards, keys; a pure function of the plan."""
 
 from __future__ import annotations
 

@@ -130,8 +130,6 @@ def _nanoseconds(value: Any) -> int:
     if value is None:
         return NAT
     stamp = pd.Timestamp(value)
-    if stamp is pd.NaT:
-        return NAT
     if stamp.tzinfo is not None:
         stamp = stamp.tz_convert("UTC").tz_localize(None)
     return int(stamp.as_unit("ns").value)

@@ -7,21 +7,24 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 from cubes import layout as layouts
 from cubes import ledger
-from cubes.build import Pixels, PlanPixels, build_region
+from cubes.build import Crew, Pixels, PlanPixels, build_region
 from cubes.layout import Region
 from cubes.ledger import Build, Record
 from cubes.types import CubeError, Progress
 
 DRIVERS = 2
 """Regions in flight at once in one process: while one waits for its last step, the next reads."""
+
+HOPELESS = 8
+"""Failed regions, and none written, after which a run ends: a wrong token or a dead server fails
+each region only after its retries, and a large cube has thousands."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,6 +37,11 @@ class Tally:
     written: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     guard: Lock = field(default_factory=Lock)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the first `HOPELESS` regions all failed: then the rest are not tried."""
+        return not self.written and len(self.failed) >= HOPELESS
 
     def tick(self, steps: int, what: str) -> None:
         """Count steps and show them."""
@@ -51,35 +59,30 @@ def weight(build: Build, region: Region) -> int:
 
 
 def in_threads(build: Build, todo: list[Region], source: Pixels, tally: Tally) -> None:
+    """Write regions in threads of this process.
+
+    Steps of the regions in flight share one pool, so that all cores work however few regions a
+    cube has. On any error, Ctrl-C among them, what runs ends between two chunks.
+    """
     workers = max(2, os.cpu_count() or 2)
-    stop = Event()
     steps = ThreadPoolExecutor(workers, thread_name_prefix="cubes-step")
     drivers = ThreadPoolExecutor(DRIVERS, thread_name_prefix="cubes-region")
-
-    def one(region: Region) -> Record:
-        def tick(n: int) -> None:
-            tally.tick(n, region.id)
-
-        return build_region(build, region, source, steps, ahead=workers, stop=stop, tick=tick)
-
+    crew = Crew(pool=steps, ahead=workers, tick=tally.tick)
     try:
-        futures = {drivers.submit(one, r): r for r in todo}
-        _collect(futures, tally)
+        futures = {drivers.submit(build_region, build, r, source, crew): r for r in todo}
+        waiting = set(futures)
+        while waiting and not tally.hopeless:
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                _settle(future.exception(), future, futures[future], tally)
     except BaseException:
-        # Ctrl-C, a bug or a full disk: end what runs between two chunks, keep finished regions
-        stop.set()
+        crew.stop.set()
         raise
     finally:
+        if tally.hopeless:
+            crew.stop.set()
         drivers.shutdown(wait=True, cancel_futures=True)
         steps.shutdown(wait=True, cancel_futures=True)
-
-
-def _collect(futures: Mapping[Future[Record], Region], tally: Tally) -> None:
-    waiting = set(futures)
-    while waiting:
-        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future in done:
-            _settle(future.exception(), future, futures[future], tally)
 
 
 def _settle(error: BaseException | None, future: Any, region: Region, tally: Tally) -> None:
@@ -109,39 +112,39 @@ def _dask_region(store: str, region: Region, plan_sha256: str) -> Record:
         raise CubeError(f"{store} changed its plan while it was being written")
     source = PlanPixels(plan=ledger.build_plan(build), arrays=ledger.build_arrays(build))
     with ThreadPoolExecutor(2, thread_name_prefix="cubes-step") as pool:
-        return build_region(build, region, source, pool, ahead=2)
+        return build_region(build, region, source, Crew(pool=pool))
 
 
 def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally) -> None:
-    """Submit regions as futures, at most two per slot in flight: no large graph anywhere."""
+    """Write regions on a dask cluster: futures, at most two per slot in flight, no large graph."""
     from distributed import as_completed
 
     mark = uuid.uuid4().hex[:8]
     waiting = list(reversed(todo))
     store = str(build.store.resolve())
-    futures: dict[str, Region] = {}
+    live: dict[str, tuple[Any, Region]] = {}
 
     def submit() -> Any:
         region = waiting.pop()
         key = f"cubes-write-{mark}-{region.id}"
-        futures[key] = region
-        return client.submit(_dask_region, store, region, build.plan_sha256, key=key, pure=False)
+        future = client.submit(_dask_region, store, region, build.plan_sha256, key=key, pure=False)
+        live[key] = (future, region)
+        return future
 
-    flying = as_completed([submit() for _ in range(min(len(waiting), 2 * slots(client)))])
-    live = {f.key: f for f in flying.futures}
+    first = [submit() for _ in range(min(len(waiting), 2 * slots(client)))]
+    flying: Any = as_completed(first)  # type: ignore[no-untyped-call]
     try:
         for future in flying:
-            live.pop(future.key, None)
-            region = futures[future.key]
+            _, region = live.pop(future.key)
             _settle(future.exception(), future, region, tally)
             tally.tick(region.steps[1] - region.steps[0], region.id)
+            if tally.hopeless:
+                break
             if waiting:
-                following = submit()
-                live[following.key] = following
-                flying.add(following)
-    except BaseException:
-        client.cancel(list(live.values()))
-        raise
+                flying.add(submit())
+    finally:
+        if live:
+            client.cancel([future for future, _ in live.values()])
 
 
 def slots(client: Any) -> int:
@@ -157,6 +160,7 @@ class Bar:
         self.drawn = 0.0
 
     def __call__(self, done: int, total: int, what: str) -> None:
+        """Draw the bar."""
         now = time.monotonic()
         if now - self.drawn < 0.2 and done < total:
             return

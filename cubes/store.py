@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import xarray as xr
-from xarray.backends import BackendArray
-from xarray.core import indexing
 
 from cubes import layout as layouts
-from cubes import ledger, metadata, run
-from cubes.layout import ArrayLayout, Region
+from cubes import ledger, metadata, opened, run, tree
+from cubes.layout import Region
 from cubes.ledger import Build, Table
+from cubes.tree import CubeSource
 from cubes.types import CubeError, Layout, Plan, Progress, Report
 
 StorePath = str | os.PathLike[str]
@@ -67,8 +65,6 @@ def write(
     OSError
         The disk is full; what is written stays valid.
     """
-    from cubes import tree
-
     began = time.monotonic()
     work = tree.source(source)
     path = ledger.store_path(store)
@@ -86,26 +82,21 @@ def write(
                 seconds=time.monotonic() - began,
                 tree_sha256=seal["tree_sha256"],
             )
-        report = _run(build, work, table, todo, client=client, progress=progress)
+        report = _run(build, work, todo, client=client, progress=progress)
     return replace(report, missing=work.plan.missing, seconds=time.monotonic() - began)
 
 
-class _writing:
-    """The store's lock, with the folder made for it and taken away again if nothing came of it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.made = path, not path.exists()
-        self.guard: Any = None
-
-    def __enter__(self) -> None:
-        _refuse_foreign(self.path)
-        self.guard = ledger.lock(self.path)
-        self.guard.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.guard.__exit__(*error)
-        if self.made and not (self.path / ledger.FOLDER / "build.json").exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Hold the store's lock; a folder made for it goes away again if nothing came of it."""
+    _refuse_foreign(path)
+    made = not path.exists()
+    with ledger.lock(path):
+        try:
+            yield
+        finally:
+            if made and not (path / ledger.FOLDER / "build.json").exists():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -122,7 +113,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _start(path: Path, work: Any, layout: Layout, *, force: bool, slots: int) -> Build:
+def _start(path: Path, work: CubeSource, layout: Layout, *, force: bool, slots: int) -> Build:
     """Return the store's build: as found if it is this plan's, else started here."""
     plan: Plan = work.plan
     arrays = layouts.array_layouts(plan, layout)
@@ -130,22 +121,23 @@ def _start(path: Path, work: Any, layout: Layout, *, force: bool, slots: int) ->
         store=path,
         plan_sha256=plan.sha256,
         layout=layout,
-        span=layouts.spans(arrays, slots),
+        span=work.spans(arrays, slots),
         source=work.name,
     )
     if (path / ledger.FOLDER / "build.json").exists():
         found = ledger.load_build(path)
         differs = _differences(found, wanted, plan)
         if not differs:
-            ledger.sweep(path) if ledger.sealed(found) is None else None
+            if ledger.sealed(found) is None:
+                ledger.sweep(path)
             return found
         if not force:
             raise CubeError(
                 f"{path} holds another cube: {'; '.join(differs)}. Write to another path, or "
                 "replace it with force=True"
             )
-        _empty(path)
     _check_writable(path)
+    _empty(path)
     first, _ = metadata.metadata(plan, layout)
     for key, data in first.items():
         ledger.write_atomic(path / key, data)
@@ -244,45 +236,42 @@ def _is_pixels(key: str, build: Build) -> bool:
 
 def _run(
     build: Build,
-    work: Any,
-    table: Table,
+    work: CubeSource,
     todo: list[Region],
     *,
     client: Any,
     progress: bool | Progress | None,
-    finish: bool = True,
 ) -> Report:
-    """Write the regions to do, seal if all are done, and report."""
-    reused = len(ledger.build_regions(build)) - len(todo)
-    todo = sorted(todo, key=lambda r: -run.weight(build, r))
-    tell = run.Bar() if progress is True else (progress or None)
-    tally = run.Tally(total=sum(r.steps[1] - r.steps[0] for r in todo), tell=tell)
+    """Write the regions to do, seal if then all are done, and report."""
+    everything = ledger.build_regions(build)
     arrays = ledger.build_arrays(build)
-    by_id = {r.id: r for r in todo}
+    todo = sorted(todo, key=lambda r: -run.weight(build, r))
+    steps = sum(r.steps[1] - r.steps[0] for r in todo)
+    bar = run.Bar() if progress is True else None
+    tally = run.Tally(total=steps, tell=bar or (None if isinstance(progress, bool) else progress))
     try:
         if client is not None and work.remote:
             run.on_dask(build, todo, client, tally)
         else:
             run.in_threads(build, todo, work.pixels(arrays, client), tally)
     finally:
-        if isinstance(tell, run.Bar):
-            tell.close()
-        for record in tally.written:
-            ledger.add_record(table, arrays, by_id[record.region], record)
-    tree = None
-    if finish and not tally.failed:
+        if bar:
+            bar.close()
+    table = ledger.load_table(build)
+    tree_hash = None
+    if not tally.failed and len(table.done) == len(everything):
         _write_metadata(build, table)
-        tree = ledger.seal(build, table)
+        tree_hash = ledger.seal(build, table)
     return Report(
         store=str(build.store),
-        state="partial" if tree is None else "sealed",
+        state="partial" if tree_hash is None else "sealed",
         written=len(tally.written),
-        reused=reused,
+        reused=len(everything) - len(todo),
         failed=tally.failed,
         pixels_read=sum(r.pixels_read for r in tally.written),
         bytes_written=sum(r.size for r in tally.written),
         retries=sum(r.retries for r in tally.written),
-        tree_sha256=tree,
+        tree_sha256=tree_hash,
     )
 
 
@@ -297,28 +286,6 @@ def _write_metadata(build: Build, table: Table) -> None:
 
 
 # ----------------------------------------------------------------------------------------- open
-
-
-class _Physical(BackendArray):  # type: ignore[misc]
-    """One array of a store as physical values, read and decoded only where it is indexed."""
-
-    def __init__(self, store: str, array: ArrayLayout) -> None:
-        self.store, self.array = store, array
-        self.shape = array.shape
-        kind = array.layer.kind
-        self.dtype = np.dtype({"mask": "bool", "class": array.layer.dtype}.get(kind, "float32"))
-
-    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, indexing.IndexingSupport.OUTER, self._read
-        )
-
-    def _read(self, key: tuple[Any, ...]) -> Any:
-        import zarr
-
-        # opened per read: cheap (one small file), and safe to pickle and to fork
-        raw = zarr.open_array(self.store, path=self.array.name, mode="r", zarr_format=3)
-        return self.array.physical(np.asarray(raw.oindex[key]))
 
 
 def open(  # the verb of the package: cubes.open
@@ -352,72 +319,7 @@ def open(  # the verb of the package: cubes.open
     CubeError
         Not a cube; of a newer version; not finished, unless `partial`.
     """
-    build = ledger.load_build(store)
-    missing = _missing(build, partial)
-    plan = ledger.build_plan(build)
-    arrays = ledger.build_arrays(build)
-    tree = {"/": _dataset(build, plan, "", {}, chunks)}
-    for group in metadata.groups(plan):
-        mine = {n: a for n, a in arrays.items() if a.layer.group == group}
-        tree[group] = _dataset(build, plan, group, mine, chunks)
-    tree["/"].attrs = metadata.root_attributes(plan)
-    if missing:
-        tree["/"].attrs["missing_regions"] = missing
-    return xr.DataTree.from_dict(tree, name=str(plan.attrs.get("aoi", build.store.stem)))
-
-
-def _missing(build: Build, partial: bool) -> int:
-    if ledger.sealed(build) is not None:
-        return 0
-    total = len(ledger.build_regions(build))
-    missing = total - len(ledger.load_table(build).done)
-    if not partial:
-        raise CubeError(
-            f"{build.store} is not finished: {missing} of {total} regions are missing and it is "
-            "not sealed. Run cubes.write again to finish it, or open what there is with "
-            "partial=True"
-        )
-    return missing
-
-
-def _dataset(
-    build: Build,
-    plan: Plan,
-    group: str,
-    arrays: Mapping[str, ArrayLayout],
-    chunks: Literal["stored"] | Mapping[str, int] | None,
-) -> xr.Dataset:
-    coords = {}
-    for name, coord in metadata.coordinates(plan, group).items():
-        coords[name] = metadata.decoded(name, coord)
-    data = {}
-    for name, array in arrays.items():
-        lazy = indexing.LazilyIndexedArray(_Physical(str(build.store), array))
-        variable = xr.Variable(
-            array.layer.dims, lazy, attrs=metadata.attributes(plan.array(name), plan)
-        )
-        variable.encoding["grid_mapping"] = "spatial_ref"
-        if chunks is not None:
-            variable = _chunked(variable, build, array, chunks)
-        data[array.layer.variable] = variable
-    return xr.Dataset(data, coords=coords)
-
-
-def _chunked(
-    variable: xr.Variable,
-    build: Build,
-    array: ArrayLayout,
-    chunks: Literal["stored"] | Mapping[str, int],
-) -> xr.Variable:
-    """Return `variable` on dask, named after the plan and not after the time of opening."""
-    dims = array.layer.dims
-    shard = dict(zip(dims, array.shard, strict=True))
-    given = shard if chunks == "stored" else {d: chunks.get(d, shard[d]) for d in dims}
-    seal = ledger.sealed(build)
-    # a sealed store never changes, so its name can say what it holds; else a new one each time
-    token = f"{build.store}-{seal['tree_sha256']}" if seal else uuid.uuid4().hex
-    name = f"open-{array.layer.variable}-{ledger.sha256(token.encode())[:16]}"
-    return variable.chunk(given, name=name)
+    return opened.cube(ledger.load_build(store), chunks, partial=partial)
 
 
 # ------------------------------------------------------------------------------- verify, repair
@@ -451,7 +353,7 @@ def verify(store: StorePath, *, quick: bool = False) -> Report:
                     k for k in keys if k not in table.objects and (build.store / k).exists()
                 ]
     seal = ledger.sealed(build)
-    whole = "sealed" if seal else "partial"
+    whole: Literal["sealed", "partial"] = "sealed" if seal else "partial"
     return Report(
         store=str(build.store),
         state="damaged" if damaged else whole,
@@ -491,8 +393,6 @@ def repair(store: StorePath, *, client: Any = None, source: xr.DataTree | None =
     CubeError
         A DataTree is needed, or the one given is not the one written.
     """
-    from cubes import tree
-
     began = time.monotonic()
     build = ledger.load_build(store)
     with ledger.lock(build.store):
@@ -513,6 +413,5 @@ def repair(store: StorePath, *, client: Any = None, source: xr.DataTree | None =
         ]
         if not bad:
             return replace(found, seconds=time.monotonic() - began)
-        whole = len(table.done) == len(ledger.build_regions(build))
-        report = _run(build, work, table, todo, client=client, progress=None, finish=whole)
+        report = _run(build, work, todo, client=client, progress=None)
     return replace(report, damaged=found.damaged, seconds=time.monotonic() - began)
