@@ -16,6 +16,7 @@ DEMO ?=
 PYTEST ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .PHONY: venv demo test check bench docs clean
 .DEFAULT_GOAL := venv
@@ -28,8 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
 	    "DeepSentinel needs Python 3.11 to 3.13, this is %d.%d: make PYTHON=python3.12 ..." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@echo "setting up $(VENV): torch first (a few minutes, once)"
+	$(PIP) -c constraints.txt $(TORCH)
+	@echo "setting up $(VENV): everything else"
+	$(PIP) -c constraints.txt \
 	    -e '.[learn,demo,fast,bench,dev,planetary-computer]'
 	@touch $@
 
