@@ -173,19 +173,20 @@ def _encode_run(
 def _chunk(
     step: Array, array: ArrayLayout, region: Region, patch: tuple[int, int], counts: Array
 ) -> bytes | None:
-    """Return one patch of one step encoded, None where all nodata; count its valid numbers."""
+    """Return one patch of one step encoded, None where all nodata; count its valid pixels."""
     height, width = array.patch
     row, column = patch[0] - region.rows[0], patch[1] - region.columns[0]
     piece = step[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
     layer = array.layer
     good = piece if layer.kind == "mask" else physics.is_valid(piece, layer.nodata)
-    counts[row, column] = np.count_nonzero(good)
+    numbers = np.count_nonzero(good)
+    counts[row, column] = numbers // layer.n_channels
     if piece.shape[-2:] != (height, width):
         whole = np.full((*piece.shape[:-2], height, width), array.fill, piece.dtype)
         whole[..., : piece.shape[-2], : piece.shape[-1]] = piece
         piece = whole
     # As zarr-python: a chunk that is all fill value is not stored.
-    if counts[row, column] == 0 and not physics.is_valid(piece, array.fill.item()).any():
+    if numbers == 0 and not physics.is_valid(piece, array.fill.item()).any():
         return None
     return shards.encode(piece, array.codec)
 

@@ -10,6 +10,7 @@
                 plan.json    the plan; `resume` and `repair` need nothing else
                 regions/     one record per finished region, until the seal
                 table.npz    all records in one table, once sealed
+                valid.npz    layer -> valid pixels (step, patch row, patch column); ``patch``
                 sealed.json  hash over every object; its presence is the seal
                 lock         held by the one writer
 
@@ -19,6 +20,7 @@ Plain readers never list ``__cubes__``: they take the consolidated metadata of t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -222,8 +224,8 @@ class Record:
     objects: Mapping[str, tuple[str, int]]
     """Key -> SHA-256 and size of each object written; shards that are all nodata are absent."""
     valid: Mapping[str, npt.NDArray[np.uint32]]
-    """Layer -> numbers that are data (True for masks), summed over channels, shape
-    (steps, rows, columns) of the region."""
+    """Layer -> pixels that hold data (True for masks; with channels the mean over them, rounded
+    down), shape (steps, rows, columns) of the region's patches."""
     pixels_read: int = 0
     retries: int = 0
     seconds: float = 0.0
@@ -266,7 +268,7 @@ class Table:
     objects: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Key -> SHA-256 and size, of every object (metadata too, once sealed)."""
     valid: dict[str, npt.NDArray[np.uint32]] = field(default_factory=dict)
-    """Layer -> valid numbers per step and patch, shape (steps, rows, columns)."""
+    """Layer -> valid pixels per step and patch, shape (steps, rows, columns)."""
 
 
 def load_table(build: Build) -> Table:
@@ -277,7 +279,8 @@ def load_table(build: Build) -> Table:
     )
     file = build.folder / "table.npz"
     if file.exists():
-        with np.load(file, allow_pickle=False) as saved:
+        folder = build.folder
+        with np.load(file) as saved, np.load(folder / "valid.npz") as counts:
             table.done = set(saved["regions"].tolist())
             shas = [row.tobytes().hex() for row in saved["object_sha256"]]
             sizes = saved["object_size"].tolist()
@@ -285,7 +288,7 @@ def load_table(build: Build) -> Table:
                 zip(saved["object_key"].tolist(), zip(shas, sizes, strict=True), strict=True)
             )
             for name in table.valid:
-                table.valid[name] = saved[f"valid/{name}"]
+                table.valid[name] = counts[name]
     folder = build.folder / "regions"
     if folder.is_dir():
         by_id = {r.id: r for r in build_regions(build)}
@@ -312,24 +315,26 @@ def add_record(
 
 
 def save_table(build: Build, table: Table) -> None:
-    """Write all records as one table."""
+    """Write all records as two tables: of objects, and of valid pixels."""
     keys = sorted(table.objects)
-    path = build.folder / "table.npz"
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     shas = b"".join(bytes.fromhex(table.objects[k][0]) for k in keys)
-    with partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            allow_pickle=False,
-            regions=np.array(sorted(table.done)),
-            object_key=np.array(keys),
-            object_sha256=np.frombuffer(shas, np.uint8).reshape(-1, 32),
-            object_size=np.array([table.objects[k][1] for k in keys], np.int64),
-            **{f"valid/{name}": counts for name, counts in table.valid.items()},
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    edge = max((a.patch[0] for a in build_arrays(build).values()), default=0)
+    _save_npz(build.folder / "valid.npz", {**table.valid, "patch": np.array(edge)})
+    _save_npz(
+        build.folder / "table.npz",
+        {
+            "regions": np.array(sorted(table.done), str),
+            "object_key": np.array(keys, str),
+            "object_sha256": np.frombuffer(shas, np.uint8).reshape(-1, 32),
+            "object_size": np.array([table.objects[k][1] for k in keys], np.int64),
+        },
+    )
+
+
+def _save_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(path, buffer.getvalue())
 
 
 # ----------------------------------------------------------------------------------------- seal
@@ -416,8 +421,8 @@ def valid_fractions(
     Returns
     -------
     dict
-        Layer -> float32, shape (steps, rows, columns) of patches, 0 to 1: numbers that are data
-        over pixels x channels. For masks (``s2/clear``) the share that is True.
+        Layer -> float32, shape (steps, rows, columns) of patches, 0 to 1: pixels that hold data
+        over all pixels. For masks (``s2/clear``) the share that is True.
     """
     build = load_build(store)
     table = load_table(build)
@@ -425,8 +430,7 @@ def valid_fractions(
     out = {}
     for name in arrays if layers is None else layers:
         array = arrays[name]
-        pixels = patch_pixels(array) * array.layer.n_channels
-        out[name] = (table.valid[name] / pixels).astype(np.float32)
+        out[name] = (table.valid[name] / patch_pixels(array)).astype(np.float32)
     return out
 
 

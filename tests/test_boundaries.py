@@ -17,9 +17,9 @@ CUBES = (
     # rows and rules: no input or output
     "types", "registry", "names", "grid", "physics", "insar", "series", "plans",
     # sources of pixels and items
-    "access", "resample", "opener", "read", "stac", "files", "worlds", "cube", "request",
+    "access", "resample", "opener", "read", "drivers", "items", "static", "stac", "files", "worlds", "cube", "request",
     # the store
-    "shards", "layout", "metadata", "ledger", "build", "run", "tree", "store", "corpus",
+    "shards", "layout", "metadata", "ledger", "build", "run", "tree", "opened", "store", "corpus",
     # samples
     "pool", "stream", "index", "sampleset", "splits", "samples", "stats", "",
 )  # fmt: skip
