@@ -207,7 +207,8 @@ def write_server_files(
                 {
                     **member,
                     "assets": {
-                        k: {**a, "href": str((root / a["href"]).resolve())}
+                        # A plain path would be resolved against the server's own address.
+                        k: {**a, "href": (root / a["href"]).resolve().as_uri()}
                         for k, a in member["assets"].items()
                     },
                 }
