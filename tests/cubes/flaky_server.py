@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-ROOT = Path(".")
+ROOT = Path()
 LOCK = threading.Lock()
 PLANS: dict[str, dict[str, Any]] = {}
 LOG: list[dict[str, Any]] = []
