@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cubes.types import CubeError
 from deepsentinel.archives import bytes_under, publish_all, stac_api
 from deepsentinel.stages import Console, Memory, Result, Stages, digest, source_digest
 
@@ -194,7 +195,7 @@ def build_cubes(job: _Job, worlds: Result) -> Result:
                 threads_per_worker=1,
                 memory_limit=WORKER_MEMORY,
                 dashboard_address=None,
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
         ):
@@ -238,17 +239,27 @@ def _build(job: _Job, role: str, published: Result, client: Any) -> Result:
 
     world = job.out / "worlds" / role
     store = job.out / "cubes" / f"{role}.zarr"
-    shutil.rmtree(store, ignore_errors=True)
     store.parent.mkdir(parents=True, exist_ok=True)
     with stac_api([world / name for name in published["server"]]) as url:
         plan = request_for(world, published, url).plan()
     axes = ", ".join(f"{len(a)} {a.group}.{a.dim}" for a in plan.axes)
     rows, columns = plan.geobox.shape
     job.console.line(f"cubes      {role}: {rows:,} x {columns:,} px, {axes}")
+    # The regions of an interrupted run are kept; a store of another plan makes way.
     report = cubes.write(
-        plan, store, client=client, progress=job.console.progress(f"cubes      {role}")
+        plan,
+        store,
+        client=client,
+        progress=job.console.progress(f"cubes      {role}"),
+        force=True,
     )
     job.console.line(f"cubes      {report}")
+    if report.state != "sealed":
+        region, why = next(iter(report.failed.items()), ("?", "no reason was given"))
+        raise CubeError(
+            f"cube {role!r} is not whole: {len(report.failed)} regions failed, the first is "
+            f"{region}: {why}. What is written stays; run again"
+        )
     return {
         "store": str(store.relative_to(job.out)),
         "shape": [rows, columns],
