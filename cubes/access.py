@@ -30,8 +30,9 @@ GDAL_ENV: dict[str, str] = {
     "GDAL_HTTP_MAX_RETRY": "0",
     "GDAL_HTTP_CONNECTTIMEOUT": "10",
     "GDAL_HTTP_TIMEOUT": "60",
-    # Below 1 kB/s for 20 s is a stalled server, not a slow one.
-    "GDAL_HTTP_LOW_SPEED_TIME": "20",
+    # Below 1 kB/s for 10 s is a stalled server, not a slow one. GDAL asks up to three times
+    # before it reports, so a stall costs half of the budget for retries.
+    "GDAL_HTTP_LOW_SPEED_TIME": "10",
     "GDAL_HTTP_LOW_SPEED_LIMIT": "1000",
     "GDAL_HTTP_MERGE_CONSECUTIVE_RANGES": "YES",
     "GDAL_HTTP_MULTIPLEX": "YES",
@@ -43,7 +44,7 @@ GDAL_ENV: dict[str, str] = {
     "VSI_CACHE": "NO",
     # never GDAL_NUM_THREADS: with a failed range request it made all-zero images, no exception
 }
-"""Every GDAL setting a read runs under."""
+"""Every GDAL setting a read runs under; an environment variable of the same name overrides."""
 
 DRIVERS = {".jp2": "JP2OpenJPEG"}
 """Driver by extension; anything else must be a GeoTIFF. One driver per open: a VRT, whatever its
@@ -209,7 +210,7 @@ def gdal_env(access: Access, location: str) -> dict[str, str]:
     CubeError
         The row names a variable for a token and the environment lacks it.
     """
-    env = dict(GDAL_ENV)
+    env = {key: os.environ.get(key, value) for key, value in GDAL_ENV.items()}
     if location.startswith("/vsis3/") and not os.environ.get("AWS_ACCESS_KEY_ID"):
         env["AWS_NO_SIGN_REQUEST"] = "YES"
     if access.auth is not None and location.startswith("https://"):

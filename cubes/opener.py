@@ -12,8 +12,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -156,11 +157,9 @@ def crs_name(text: str) -> tuple[str, bool]:
     return (f"EPSG:{epsg}" if epsg else crs.to_wkt()), bool(crs.is_geographic)
 
 
-def _stamp(location: str) -> tuple[int, int] | None:
-    """Return what changes when a local file is replaced; None for anything remote."""
-    if location.startswith(("http:", "https:", "/vsi")):
-        return None
-    found = os.stat(location)  # noqa: PTH116 - a third of the time of Path.stat, on every read
+def _stamp(path: str) -> tuple[int, int]:
+    """Return what changes when a local file is replaced."""
+    found = os.stat(path)  # noqa: PTH116 - a third of the time of Path.stat, on every read
     return found.st_mtime_ns, found.st_size
 
 
@@ -169,7 +168,7 @@ def _open(location: str, asset: Asset, access: Access) -> Opened:
     import rasterio
     from rasterio.enums import MaskFlags
 
-    stamp = _stamp(location)
+    stamp = _stamp(location) if gate.scheme_of(asset.href) == "file" else None
     dataset = rasterio.open(
         gate.sign(location, access), driver=gate.driver_of(asset.href), sharing=False
     )
@@ -222,15 +221,15 @@ class _Attempts:
     refused: int = 0
     wait: float = 0.1
 
-    def failed(self, error: Exception, logged: list[str], location: str, access: Access) -> None:
+    def failed(self, error: Exception, logged: list[str], access: Access) -> None:
         """Sleep before the next attempt, or raise `AssetReadError`."""
         text = _texts(error)
-        remote = _stamp_free(location) or isinstance(error, ConnectionError)
+        remote = gate.scheme_of(self.asset.href) != "file"
         status = next((int(m[1]) for t in (text, *logged) if (m := _STATUS.search(t))), None)
         if status in (401, 403):
             self.refused += 1
             # an expired token: ask for a new one, twice at most
-            again = self.refused <= 2 and gate.unsign(location, access)
+            again = self.refused <= 2 and gate.unsign(self.asset.href, access)
         elif status is not None:
             again = status in RETRYABLE
         else:
@@ -241,7 +240,7 @@ class _Attempts:
         if not again or time.monotonic() + pause > self.ends:
             said = f"HTTP {status}" if status else gate.redact(text)
             hint = ""
-            if status == 404:
+            if status == 404 or isinstance(error, FileNotFoundError):
                 hint = ': the file is not there; on_missing="mask" makes absent assets nodata'
             elif status in (401, 403):
                 hint = ": access refused; check the row's sign and auth"
@@ -255,49 +254,98 @@ class _Attempts:
         count(retries=1)
 
 
-def _stamp_free(location: str) -> bool:
-    return location.startswith(("http:", "https:", "/vsi"))
+def _apart(work: Callable[[], T]) -> T:
+    """Return what `work` makes, on a thread of its own.
+
+    rasterio sets GDAL's options for the whole process on the main thread and for one thread
+    elsewhere (measured, rasterio 1.4.4); a bearer token must not reach another thread's hosts.
+    """
+    context = copy_context()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(context.run, work).result()
 
 
-def with_dataset(asset: Asset, access: Access, where: str, use: Callable[[Opened], T]) -> T:
-    """Return what `use` makes of the asset's open dataset; opens, signs, retries as needed."""
+def _attempt(
+    opened: Opened | None, asset: Asset, access: Access, use: Callable[[Opened], T]
+) -> tuple[Opened, T]:
+    """Return the open dataset and what `use` made of it."""
     import rasterio
 
-    budget = float(os.environ.get("CUBES_READ_BUDGET", BUDGET))
-    attempts = _Attempts(asset=asset, where=where, ends=time.monotonic() + budget)
+    if opened is not None and opened.stamp is not None:
+        # a local file needs no settings; what they cost (60 us) is more than a cached block
+        return opened, use(opened)
+    location = gate.permit(asset.href, access)
+    env = gate.gdal_env(access, location)
+
+    def work() -> tuple[Opened, T]:
+        with rasterio.Env(**env):
+            fresh = opened or _open(location, asset, access)
+            return fresh, use(fresh)
+
+    secret = "GDAL_HTTP_BEARER" in env and threading.current_thread() is threading.main_thread()
+    return _apart(work) if secret else work()
+
+
+def _unchanged(opened: Opened | None) -> Opened | None:
+    """Return a kept dataset unless its local file was replaced since; then it is closed."""
+    if opened is None or opened.stamp is None or opened.stamp == _stamp(opened.dataset.name):
+        return opened
+    opened.dataset.close()
+    return None
+
+
+def with_dataset(
+    asset: Asset, access: Access, where: Callable[[], str], use: Callable[[Opened], T]
+) -> T:
+    """Return what `use` makes of the asset's open dataset; opens, signs, retries as needed.
+
+    Parameters
+    ----------
+    asset : Asset
+        What to open.
+    access : Access
+        What may be opened.
+    where : callable
+        Says for an error which pixels were wanted.
+    use : callable
+        Reads; called again with a fresh dataset after a failure that may pass.
+
+    Raises
+    ------
+    AssetReadError
+        Not allowed, or failed for good.
+    """
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioError
+
     key = (asset.href, asset.nodata, access)
-    location = asset.href
+    attempts: _Attempts | None = None
     while True:
-        opened = _pool.take(key)
+        opened: Opened | None = None
         logged: list[str] = []
         token = gate.heard.set(logged)
         try:
-            if opened is not None and not _stamp_free(asset.href):
-                location = str(opened.dataset.name)
-                if opened.stamp != _stamp(location):
-                    opened.dataset.close()
-                    opened = None
-            if opened is not None and opened.stamp is not None:
-                made = use(opened)
-            else:
-                location = gate.permit(asset.href, access)
-                with rasterio.Env(**gate.gdal_env(access, location)):
-                    opened = opened or _open(location, asset, access)
-                    made = use(opened)
+            opened = _unchanged(_pool.take(key))
+            opened, made = _attempt(opened, asset, access, use)
         except (AssetReadError, MemoryError):
             raise
         except CubeError as error:
             raise AssetReadError(
-                asset.item, asset.key, reason=gate.redact(str(error)), where=where,
-                attempts=attempts.number,
+                asset.item, asset.key, reason=gate.redact(str(error)), where=where(),
+                attempts=attempts.number if attempts else 1,
             ) from None  # fmt: skip
-        except (OSError, rasterio.errors.RasterioError) as error:
+        except (OSError, RasterioError, CPLE_BaseError) as error:
             if opened is not None:
                 opened.dataset.close()
-                opened = None
-            attempts.failed(error, logged, location, access)
+            attempts = attempts or _Attempts(asset=asset, where=where(), ends=_budget())
+            attempts.failed(error, logged, access)
         else:
             _pool.give(key, opened)
             return made
         finally:
             gate.heard.reset(token)
+
+
+def _budget() -> float:
+    """Return when retries end; counted from the first failure."""
+    return time.monotonic() + float(os.environ.get("CUBES_READ_BUDGET", BUDGET))

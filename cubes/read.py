@@ -17,6 +17,7 @@ from cubes.resample import Frame, Taps, frame, pick, taps, weigh
 from cubes.types import Access, ArrayPlan, Asset, CubeError, Layer
 
 if TYPE_CHECKING:
+    from affine import Affine
     from odc.geo.geobox import GeoBox
 
 __all__ = [
@@ -33,12 +34,19 @@ the footprint of the scene and not of its pixels."""
 
 
 @lru_cache(maxsize=4096)
+def _frame(crs: str, transform: Affine, shape: tuple[int, int]) -> Frame:
+    name, degrees = crs_name(crs)
+    return frame(name, transform, shape, degrees=degrees)
+
+
 def _target(geobox: GeoBox) -> Frame:
-    """Return a grid block as a frame; a GeoBox hashes by CRS, transform and shape."""
+    """Return a grid block as a frame.
+
+    Cached by text and numbers: the hash of a GeoBox writes out its CRS each time (30 us).
+    """
     if geobox.crs is None:
         raise CubeError("the grid has no CRS; give the GeoBox one")
-    name, degrees = crs_name(str(geobox.crs))
-    return frame(name, geobox.transform, geobox.shape.yx, degrees=degrees)
+    return _frame(str(geobox.crs), geobox.transform, geobox.shape.yx)
 
 
 def _valid(pixels: np.ndarray, nodata: float | None, zero: str) -> np.ndarray | None:
@@ -184,8 +192,10 @@ def read(asset: Asset, geobox: GeoBox, layer: Layer, access: Access) -> np.ndarr
         work = _working(pixels, valid, asset, layer)
         return _resampled(t, work, valid, source.row + rows[0], source.col + cols[0], layer)
 
-    left, bottom, right, top = geobox.boundingbox
-    where = f"x {left:.10g}..{right:.10g}, y {bottom:.10g}..{top:.10g}"
+    def where() -> str:
+        left, bottom, right, top = geobox.boundingbox
+        return f"x {left:.10g}..{right:.10g}, y {bottom:.10g}..{top:.10g} of {geobox.crs}"
+
     return with_dataset(asset, access, where, use)
 
 
@@ -209,15 +219,19 @@ def _pixels(
 # -------------------------------------------------------------------------------------- steps
 
 
-@lru_cache(maxsize=1024)
-def _lonlat(geobox: GeoBox) -> tuple[float, float, float, float]:
+@lru_cache(maxsize=4096)
+def _lonlat(
+    crs: str, transform: Affine, shape: tuple[int, int]
+) -> tuple[float, float, float, float]:
     """Return west, south, east, north of a grid block; west > east over the antimeridian."""
     from pyproj import Transformer
 
-    crs, _ = crs_name(str(geobox.crs))
-    transformer = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    left, bottom, right, top = geobox.boundingbox
-    w, s, e, n = transformer.transform_bounds(left, bottom, right, top, densify_pts=21)
+    transformer = Transformer.from_crs(crs_name(crs)[0], "EPSG:4326", always_xy=True)
+    x0, y0 = transform.c, transform.f
+    x1, y1 = x0 + transform.a * shape[1], y0 + transform.e * shape[0]
+    w, s, e, n = transformer.transform_bounds(
+        min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1), densify_pts=21
+    )
     return float(w), float(s), float(e), float(n)
 
 
@@ -226,7 +240,7 @@ def misses(bbox: tuple[float, float, float, float] | None, geobox: GeoBox) -> bo
     if bbox is None:
         return False
     west, south, east, north = bbox
-    w, s, e, n = _lonlat(geobox)
+    w, s, e, n = _lonlat(str(geobox.crs), geobox.transform, geobox.shape.yx)
     if not np.isfinite((w, s, e, n)).all() or south - MARGIN > n or north + MARGIN < s:
         return bool(np.isfinite((w, s, e, n)).all())
     width = (east - west) % 360 if west > east else east - west

@@ -306,7 +306,7 @@ def _lazy_odc(array: ArrayPlan, geobox: GeoBox, access: Access, chunks: tuple[in
     epoch = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
     # Projection metadata only tells odc-stac which chunks an item may touch. Ours says "all": the
     # reader skips by the granule's own box, and no footprint has to be projected.
-    crs = geobox.crs
+    crs: Any = geobox.crs
     place = {
         "proj:shape": list(geobox.shape.yx),
         "proj:transform": list(geobox.transform)[:6],
