@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MISSING = 2**64 - 1
 """Offset and length in a shard index that say: this inner chunk was never written."""
 
-MAPPED_BYTES = 512 * 2**20
+MAPPED_BYTES = 1024 * 2**20
 """Bound on the bytes of mapped shards that were touched; the least recently used go first.
 They are page cache, not memory of our own, but count as resident while mapped."""
 

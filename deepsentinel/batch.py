@@ -23,8 +23,18 @@ from cubes.sampleset import Samples
 from cubes.types import CubeError
 from deepsentinel.normalise import Normaliser, inputs
 from deepsentinel.ring import Lease, Ring
+from deepsentinel.workers import SampleDataset, Workers
 
-__all__ = ["Batch", "Loader", "Normaliser", "Stream", "as_batch", "inputs", "loader"]
+__all__ = [
+    "Batch",
+    "Loader",
+    "Normaliser",
+    "SampleDataset",
+    "Stream",
+    "as_batch",
+    "inputs",
+    "loader",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +91,7 @@ class Stream:
     world: int = 1
     """Of how many processes this is which: ranks share out every global batch."""
     threads: int = 2
-    """Decoding threads of this process (without workers), or of each worker process (at least
-    1)."""
+    """Decoding threads; with workers shared out among them, at least one each."""
     prefetch: int = 2
     """Batches decoded ahead; memory is (prefetch + 2) batches, per worker with workers."""
     context: Literal["forkserver", "spawn"] = "forkserver"
@@ -261,9 +270,16 @@ class Loader:
         ahead.append((readers.submit(pool.Job(units)), lease))
 
     def _by_workers(self, steps: range) -> Iterator[Batch]:
-        from deepsentinel import workers
-
-        return workers.batches(self, steps)
+        how = self.stream
+        made: Workers | None = self.__dict__.get("_made")
+        if made is None:
+            options = (how.context, how.prefetch, how.threads, how.timeout)
+            made = Workers(self.samples, self.batch_size, self.workers, options)
+            self.__dict__["_made"] = made
+        draw = self._draw()
+        for tensors in made.batches([(self.rows(step), draw) for step in steps]):
+            yield as_batch(tensors)
+            del tensors
 
     def _on_device(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         if self.device is None or self.device.type == "cpu":
@@ -335,7 +351,7 @@ def _ring(owner: Loader) -> Ring:
     ring: Ring | None = owner.__dict__.get("_buffers")
     if ring is None:
         cuda = owner.device is not None and owner.device.type == "cuda"
-        ring = Ring(owner.samples, owner.batch_size, cuda)
+        ring = Ring(owner.samples, owner.batch_size, pinned=cuda)
         owner.__dict__["_buffers"] = ring
     return ring
 

@@ -10,6 +10,7 @@ Shape letters: B samples, T dates, K tracks, C channels, L layers, H and W pixel
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -91,7 +92,10 @@ class Normaliser:
         """Return it as JSON."""
         body = {
             "layers": {
-                k: {n: "NaN" if x != x else x for n, x in asdict(v).items()}
+                k: {
+                    n: "NaN" if isinstance(x, float) and math.isnan(x) else x
+                    for n, x in asdict(v).items()
+                }
                 for k, v in self.layers.items()
             },
             "mean": dict(self.mean),
@@ -228,7 +232,7 @@ def _layer(batch: Stored, norm: Normaliser, row: Layer) -> tuple[Tensor, Tensor]
     # Through float32 at once: every 16-bit integer is exact in it, and uint16 has few operators.
     value_BTCHW = batch.stored[row.name].to(torch.float32)
     valid_BTCHW = torch.isfinite(value_BTCHW)
-    if row.nodata is not None and row.nodata == row.nodata:
+    if row.nodata is not None and not math.isnan(row.nodata):
         valid_BTCHW &= value_BTCHW != row.nodata
     if row.kind == "phase":
         value_BTCHW = value_BTCHW * row.scale + row.offset
@@ -259,3 +263,7 @@ def _by_track(batch: Stored, value_BK1HW: Tensor) -> Tensor:
     rows = torch.arange(len(track_BT), device=track_BT.device)[:, None]
     picked = value_BK1HW[rows, track_BT.clamp(min=0)]
     return picked * (track_BT >= 0)[:, :, None, None, None].to(picked.dtype)
+
+
+def _plain(value: Any) -> Any:
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value

@@ -42,7 +42,7 @@ class Ring:
     fault in than to decode. A caller who keeps batches gets new buffers and memory grows by them.
     """
 
-    def __init__(self, samples: Samples, batch_size: int, pinned: bool) -> None:
+    def __init__(self, samples: Samples, batch_size: int, *, pinned: bool = False) -> None:
         self.spec = samples.spec()
         self.batch_size, self.pinned = batch_size, pinned
         self.free: deque[np.ndarray] = deque()
