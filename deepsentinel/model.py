@@ -364,9 +364,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Linear(c.dims, c.detail)
         self.film = nn.Linear(c.width, 2 * c.detail)
         self.context = nn.Linear(c.width, c.detail)
-        self.head = nn.ModuleDict(
-            {g: nn.Linear(c.detail, len(c.channels(g))) for g in timed}
-        )
+        self.head = nn.ModuleDict({g: nn.Linear(c.detail, len(c.channels(g))) for g in timed})
         self.register_buffer("periods", _periods(head // 2, 8.0, 4000.0), persistent=False)
 
     def forward(
@@ -448,6 +446,18 @@ class Fusion(nn.Module):
         periods = _periods(c.width // c.heads // 4, 4.0, 512.0)
         self.register_buffer("periods", periods, persistent=False)
         self.apply(_init)
+
+    @property
+    def normaliser(self) -> Any:
+        """What makes this model's inputs of stored integers: `deepsentinel.Normaliser`.
+
+        The one thing here that needs more than torch; the numbers are ``config.normaliser``.
+        """
+        from deepsentinel.normalise import Normaliser
+
+        if not self.config.normaliser:
+            raise ModelError("this model was made without statistics; give inputs normalised")
+        return Normaliser.from_json(json.dumps(self.config.normaliser))
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the embeddings of a batch.
@@ -564,7 +574,9 @@ class Fusion(nn.Module):
             have, want = inputs[g]["x"].shape[-3], len(self.config.channels(g))
             if have != want:
                 labels = ", ".join(self.config.channels(g))
-                raise ModelError(f"group {g!r} has {have} channels; this model has {want}: {labels}")
+                raise ModelError(
+                    f"group {g!r} has {have} channels; this model has {want}: {labels}"
+                )
         return names
 
     def save_pretrained(self, path: str | Path) -> Path:
