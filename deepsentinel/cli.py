@@ -139,7 +139,7 @@ def _train(options: argparse.Namespace) -> None:
     parts = _split(options, _samples(options))
     for name, part in parts.items():
         print(f"{name}: {len(part):,} samples", file=sys.stderr)
-    run = deepsentinel.train(recipe, parts, out=options.out)
+    run = deepsentinel.train(recipe, parts, out=options.out, progress=_progress("train"))
     print(run.model)
 
 

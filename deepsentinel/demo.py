@@ -199,7 +199,7 @@ def build_cubes(job: _Job, worlds: Result) -> Result:
             ) as cluster,
             Client(cluster) as client,
         ):
-            for role in worlds:
+            for role, _, _ in job.size.worlds:
                 result[role] = _build(job, role, worlds[role], client)
         return result, []
 
@@ -278,14 +278,10 @@ def plan_samples(job: _Job, built: Result) -> dict[str, Samples]:
     # A world's ascending and descending passes leave pixels without data along slanted borders.
     samples = cubes.plan(job.out / built["train"]["store"], window, min_valid=0.5, seed=1)
     parts = cubes.split(
-        samples,
-        block=job.size.block,
-        buffer=job.size.buffer,
-        fractions=(0.85, 0.15, 0.0),
-        seed=1,
+        samples, block=job.size.block, buffer=job.size.buffer, fractions=(0.85, 0.15), seed=1
     )
     test = cubes.plan(job.out / built["test"]["store"], window, min_valid=0.5, seed=1)
-    return {"train": parts["train"], "val": parts["val"], "test": test}
+    return {"train": parts["train"], "val": parts["test"], "test": test}
 
 
 # -- model -------------------------------------------------------------------------------------
@@ -306,10 +302,16 @@ def train_model(job: _Job, built: Result) -> Result:
     )
 
     def make() -> tuple[Result, list[Path]]:
-        out = job.out / "run"
-        shutil.rmtree(out, ignore_errors=True)
+        out, mark = job.out / "run", job.out / "run.key"
+        if not (mark.is_file() and mark.read_text() == key):
+            shutil.rmtree(out, ignore_errors=True)
+            mark.write_text(key)
+        # Under the same key an interrupted run is gone on with from its last checkpoint.
         run = deepsentinel.train(
-            recipe, {name: samples[name] for name in ("train", "val")}, out=out
+            recipe,
+            {name: samples[name] for name in ("train", "val")},
+            out=out,
+            progress=job.console.progress("train"),
         )
         model = Path(run.model)
         return (
@@ -322,8 +324,21 @@ def train_model(job: _Job, built: Result) -> Result:
 
 _LEARNING = tuple(
     f"deepsentinel.{name}"
-    for name in ("batch", "augment", "model", "objectives", "recipe", "train", "recipes")
+    for name in (
+        "ring",
+        "batch",
+        "normalise",
+        "augment",
+        "model",
+        "objectives",
+        "recipe",
+        "recipes",
+        "sources",
+        "checkpoint",
+        "train",
+    )
 )
+_PAGE = ("deepsentinel.pictures", "deepsentinel.charts", "deepsentinel.report")
 _SCORING = tuple(
     f"deepsentinel.{name}"
     for name in ("evaluate", "landcover", "vegetation", "tasks", "metrics", "baselines")
@@ -377,9 +392,7 @@ def write_report(job: _Job) -> Path:
     """Return the path of the page with pictures and numbers."""
     import deepsentinel
 
-    key = job.key(
-        job.done("evaluate"), job.done("embed"), sources=("deepsentinel.pictures", *_SCORING)
-    )
+    key = job.key(job.done("evaluate"), job.done("embed"), sources=(*_PAGE, *_SCORING))
 
     def make() -> tuple[Result, list[Path]]:
         page = deepsentinel.report(job.out, job.out / "report.html")
