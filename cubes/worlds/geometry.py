@@ -167,7 +167,7 @@ class Gather:
     """Shape of the arrays it is made for."""
     inside: NDArray[np.bool_]
     """(y, x), True where all four neighbours exist."""
-    flat: NDArray[np.int32]
+    flat: NDArray[np.intp]
     """(n,) index of the upper left neighbour, for pixels inside."""
     fy: NDArray[np.float32]
     fx: NDArray[np.float32]
@@ -179,7 +179,7 @@ class Gather:
     def nearest(self, a: NDArray[Any], fill: float) -> NDArray[Any]:
         """Return the nearest sample of `a` (y, x), `fill` outside."""
         w = a.shape[1]
-        index = self.flat + (self.fy >= 0.5) * np.int32(w) + (self.fx >= 0.5)
+        index = self.flat + (self.fy >= 0.5) * w + (self.fx >= 0.5)
         out = np.full(self.shape, fill, a.dtype)
         out[self.inside] = a.ravel()[index]
         return out
@@ -187,7 +187,7 @@ class Gather:
 
 def _gather(
     a: NDArray[Any],
-    flat: NDArray[np.int32],
+    flat: NDArray[np.intp],
     weights: tuple[NDArray[np.float32], NDArray[np.float32]],
     inside: NDArray[np.bool_],
     fill: float,
@@ -195,11 +195,20 @@ def _gather(
     fy, fx = weights
     w = a.shape[1]
     v = a.ravel()
-    top = v[flat]
-    top = top + (v[flat + 1] - top) * fx
-    bottom = v[flat + w]
-    bottom = bottom + (v[flat + (w + 1)] - bottom) * fx
-    values = top + (bottom - top) * fy
+    # v[n:] shifts the origin instead of the index: one index array for all four neighbours.
+    top, bottom = v.take(flat), v[w:].take(flat)
+    right = v[1:].take(flat)
+    right -= top
+    right *= fx
+    top += right
+    right = v[w + 1 :].take(flat)
+    right -= bottom
+    right *= fx
+    bottom += right
+    bottom -= top
+    bottom *= fy
+    values = top
+    values += bottom
     if inside.all():
         return np.asarray(values.reshape(inside.shape))
     out = np.full(inside.shape, fill, a.dtype)
@@ -227,7 +236,7 @@ def gather(
     row = (source.y1 - (y - shift[1])) / source.dy - 0.5
     c0, r0 = np.floor(col), np.floor(row)
     inside = (c0 >= 0) & (r0 >= 0) & (c0 < source.width - 1) & (r0 < source.height - 1)
-    flat = (r0[inside] * source.width + c0[inside]).astype(np.int32)
+    flat = (r0[inside] * source.width + c0[inside]).astype(np.intp)
     fy, fx = (row - r0)[inside].astype(np.float32), (col - c0)[inside].astype(np.float32)
     return Gather(target.shape, source.shape, inside, flat, fy, fx)
 

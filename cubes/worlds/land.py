@@ -49,9 +49,24 @@ def relief(params: Params, seed: int) -> Array:
     # A soft hinge: the plain keeps a tenth of its relief, without a kink at its edge.
     hinge = np.float32(0.25) * np.logaddexp(0.0, (z - floor) / 0.25, dtype=np.float32)
     z = (hinge + np.float32(0.1) * (z - floor)) * np.float32(p.height)
+    z = z + np.float32(p.scarp) * _scarp(stream(seed, "scarp"), shape)
     kernel = gaussian_kernel(1.5)
     z = convolve(convolve(z, kernel, 0), kernel, 1)
     return np.asarray(z + np.float32(p.base), np.float32)
+
+
+def _scarp(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """Return a step (y, x) of 0 to 1 along a curved line, that fades out along it.
+
+    Over some 40 m, so that 55 m of height make slopes of 45 to 55 degrees: steeper than the
+    incidence, which a fractal surface of this relief never is.
+    """
+    line = power_law(rng, shape, 2.6, scale=0.8 * max(shape))
+    gy, gx = np.gradient(line)
+    steep = np.sqrt(gy * gy + gx * gx) + np.float32(0.2 * np.abs(gy).mean())
+    distance = line / steep
+    fade = 1 / (1 + np.exp(-3 * power_law(rng, shape, 2.2, scale=0.5 * max(shape))))
+    return np.asarray(fade / (1 + np.exp(-np.clip(distance / 1.0, -30, 30))), np.float32)
 
 
 def landscape(params: Params, seed: int) -> Landscape:

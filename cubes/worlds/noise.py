@@ -104,8 +104,8 @@ def voronoi(
 
 
 def gaussian_kernel(sigma: float) -> Array:
-    """Return weights (n,) of a Gaussian of `sigma` samples, sum 1, cut at 3 sigma."""
-    half = max(1, int(np.ceil(3 * sigma))) if sigma > 0.15 else 0
+    """Return weights (n,) of a Gaussian of `sigma` samples, sum 1, cut at 2.6 sigma."""
+    half = max(1, round(2.6 * sigma)) if sigma > 0.15 else 0
     n = np.arange(-half, half + 1)
     k = np.exp(-0.5 * (n / max(sigma, 1e-6)) ** 2)
     return np.asarray(k / k.sum(), np.float32)

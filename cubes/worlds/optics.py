@@ -9,16 +9,18 @@ from datetime import datetime, timedelta
 import numpy as np
 from numpy.typing import NDArray
 
-from .geometry import convergence, to_lonlat
+from .geometry import convergence, native, to_lonlat
 from .land import BUILT, CONIFER, WATER, Landscape
 from .noise import Array, block_mean, convolve, power_law, stream
-from .params import Params
+from .params import CLASSES, Params
 from .season import Season, State, state
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 RESOLUTION = dict(zip(BANDS, (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 20, 20), strict=True))
 
-# Reflectance of pure covers in the bands above; typical of the USGS and ECOSTRESS libraries.
+# Reflectance of pure covers in the bands above, set by hand to what spectral libraries (USGS,
+# ECOSTRESS) show: green leaves, needles, dry matter, dry soil, water, bright roofs, asphalt, yellow
+# bloom, and the near-infrared plateau by which leaves of one class exceed those of wheat.
 SPECTRA = np.array(
     [
         [0.020, 0.025, 0.055, 0.028, 0.085, 0.300, 0.400, 0.430, 0.455, 0.460, 0.215, 0.105],
@@ -28,6 +30,8 @@ SPECTRA = np.array(
         [0.050, 0.045, 0.042, 0.028, 0.022, 0.018, 0.016, 0.013, 0.012, 0.012, 0.006, 0.004],
         [0.120, 0.140, 0.165, 0.185, 0.195, 0.205, 0.215, 0.225, 0.230, 0.235, 0.255, 0.235],
         [0.070, 0.075, 0.085, 0.092, 0.098, 0.102, 0.105, 0.108, 0.110, 0.112, 0.130, 0.125],
+        [0.030, 0.040, 0.160, 0.150, 0.190, 0.330, 0.400, 0.430, 0.450, 0.450, 0.220, 0.110],
+        [0.000, 0.000, 0.000, 0.000, 0.000, 0.300, 0.400, 0.430, 0.455, 0.460, 0.000, 0.000],
     ],
     np.float32,
 )
@@ -150,24 +154,40 @@ def surface(params: Params, land: Landscape, past: Season, now: State) -> NDArra
     tone = np.exp(np.float32(0.13) * past.brightness)[land.parcel]
     built = land.label == BUILT
     roof = 1 / (1 + np.exp(-1.5 * land.texture))
+    bloom = _bloom(params, land, past, now.day)
+    leaf = np.where(needle, 0, green)
     cover = np.stack(
         [
-            np.where(needle, 0, green),
+            leaf * (1 - bloom),
             np.where(needle, green, 0),
             dry * tone,
             np.where(built, 0, soil * wet * tone),
             np.zeros_like(green),
             np.where(built, soil * roof, 0),
             np.where(built, soil * (1 - roof), 0),
+            leaf * bloom,
+            leaf * (_of_class(params, "nir")[land.label] - 1),
         ]
     )
     water = land.label == WATER
     cover[:, water] = 0
     cover[4, water] = 1
-    mixed = (SPECTRA.T @ cover.reshape(7, -1)).reshape(len(BANDS), *land.label.shape)
+    mixed = (SPECTRA.T @ cover.reshape(len(SPECTRA), -1)).reshape(len(BANDS), *green.shape)
     mixed *= np.exp(np.float32(params.optics.texture) * land.texture * (0.3 + 0.7 * soil))
     mixed[10:] *= 1 - np.float32(0.10) * np.clip(now.water - 0.6, -1, 1.5) * green
     return np.asarray(mixed, np.float32)
+
+
+def _of_class(params: Params, name: str) -> Array:
+    return np.array([0.0, *(getattr(params.classes[c], name) for c in CLASSES[1:])], np.float32)
+
+
+def _bloom(params: Params, land: Landscape, past: Season, day: int) -> Array:
+    """Return the share (y, x) of the canopy that is yellow with flowers."""
+    after = _of_class(params, "flower")[land.parcel_class]
+    doy = params.start.timetuple().tm_yday + day
+    share = 0.55 * np.exp(-(((doy - past.sos - after) / 9.0) ** 2)) * (after > 0)
+    return np.asarray(share, np.float32)[land.parcel]
 
 
 def cloud_field(params: Params, seed: int, date: OpticalDate) -> tuple[Array, Array, str]:
@@ -177,7 +197,7 @@ def cloud_field(params: Params, seed: int, date: OpticalDate) -> tuple[Array, Ar
     1992); the shadow is the same field moved along the sun's azimuth by height / tan(elevation).
     """
     p, rng = params.clouds, stream(seed, "clouds", date.index)
-    h, w = land_shape_20(params)
+    h, w = shape_20(params)
     u = rng.random()
     if u < p.clear:
         fraction, kind = float(rng.uniform(0, 0.02)), "clear"
@@ -204,10 +224,8 @@ def cloud_field(params: Params, seed: int, date: OpticalDate) -> tuple[Array, Ar
     return tau, shadow * np.exp(-tau), kind
 
 
-def land_shape_20(params: Params) -> tuple[int, int]:
+def shape_20(params: Params) -> tuple[int, int]:
     """Return the native grid's shape at 20 m."""
-    from .geometry import native
-
     h, w = native(params).shape
     return h // 2, w // 2
 
@@ -300,7 +318,7 @@ def _roll_edge(a: Array, n: int, axis: int) -> Array:
 
 def swath(params: Params, date: OpticalDate) -> NDArray[np.bool_]:
     """Return where the acquisition saw the ground, (y, x) at 20 m."""
-    h, w = land_shape_20(params)
+    h, w = shape_20(params)
     seen = np.ones((h, w), bool)
     if params.optics.swath_edge and date.relative_orbit == 8:
         y, x = np.mgrid[0:h, 0:w]

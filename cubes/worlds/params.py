@@ -72,6 +72,8 @@ class Relief:
     """Hurst exponent: 1 smooth, 0.5 rough."""
     plain: float
     """Quantile of height below which relief is flattened to a tenth (valley floors)."""
+    scarp: float
+    """Height of the one escarpment in metres: where layover and shadow come from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,6 +120,10 @@ class Crop:
     """Days before `sos` at which the soil is tilled; 0 is never."""
     mow: float = 0.0
     """Mean days between two cuts; 0 is never."""
+    nir: float = 1.0
+    """Near-infrared reflectance of its leaves, relative."""
+    flower: float = 0.0
+    """Days after `sos` of full bloom (yellow); 0 is never."""
     stand: float
     """Structure (stems, ears, wood) at full growth, relative."""
     water_lag: float

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Raster, convergence, native
-from .land import WATER, Landscape
+from .land import BUILT, WATER, Landscape
 from .noise import Array, box_mean, convolve, gaussian_kernel, power_law, stream
 from .params import CLASSES, Params, Track
 from .season import WOODS, Season, State, state
@@ -67,8 +67,9 @@ def viewing(params: Params, land: Landscape, track: Track) -> Viewing:
 
     cos(local) = l . n with l the unit vector from target to sensor and n the normal of the
     elevation model in the grid's axes; azimuths are turned by the grid's convergence.
-    Layover is where slant range, shadow where the look angle, runs backwards along the ground
-    (Kropatsch and Strobl 1990), both found along the look line.
+    Active layover is where the ground rises away from the sensor more steeply than the
+    incidence, active shadow where it falls away more steeply than the line of sight (Kropatsch
+    and Strobl 1990); what is covered passively by them, beyond the slope itself, is left out.
     """
     grid = land.grid
     turn = convergence(grid.epsg, grid.x0 + grid.width * 5, grid.y1 - grid.height * 5)
@@ -87,7 +88,7 @@ def viewing(params: Params, land: Landscape, track: Track) -> Viewing:
     # Slope towards the sensor, positive where the ground rises away from it.
     facing = -(gx * math.sin(azimuth) - gy * math.cos(azimuth))
     mask = np.zeros(grid.shape, np.uint8)
-    mask[facing > 1 / np.tan(math.pi / 2 - theta)] |= 2
+    mask[facing > np.tan(theta)] |= 2
     mask[-facing > 1 / np.tan(theta)] |= 1
     return Viewing(ellipsoid=np.degrees(theta).astype(np.float32), local=local, mask=mask)
 
@@ -112,7 +113,8 @@ def backscatter(
     moist = np.float32(p.moisture_db) * (now.moisture - np.float32(params.weather.moisture_min))
     rough = (p.roughness_db * past.roughness).astype(np.float32)
     rough[np.isin(codes, [WATER, *WOODS])] *= 0.4
-    wet = ~np.isin(land.parcel_class, [WATER])
+    # Water and masonry do not answer to moisture or frost.
+    wet = ~np.isin(land.parcel_class, [WATER, BUILT])
     frost = np.where(now.frozen, np.float32(p.frost_db), np.float32(0))
     out = []
     for pol, answer in (("vv", 1.0), ("vh", 0.7)):
@@ -223,6 +225,9 @@ def observe_track(
     angle = constant.uniform(0, 2 * math.pi)
     offset = np.array([math.cos(angle), math.sin(angle)]) * params.registration.s1_offset * 10
     noise = np.float32(10 ** (params.radar.noise_db / 10))
+    # One field of thermal noise, moved elsewhere for every image: as good as a new one at each
+    # pixel, and 12 % of a world's time cheaper.
+    thermal = circular_noise(params, stream(seed, "thermal", track), shape) * np.sqrt(noise)
     speckle: list[NDArray[np.complex64]] = []
     before: tuple[State, tuple[Array, Array], int] | None = None
     for i, (day, time, orbit) in enumerate(passes(params, seed, track)):
@@ -249,7 +254,7 @@ def observe_track(
                 a, b = before[1][k], true[k]
                 truth.append(c * np.sqrt(a * b / ((a + noise) * (b + noise))))
             image = np.repeat(np.sqrt(true[k]), 2, axis=1) * speckle[k] * turn
-            image += np.sqrt(noise) * circular_noise(params, rng, shape)
+            image += np.roll(thermal, tuple(rng.integers(0, shape)), axis=(0, 1))
             images.append((image * np.sqrt(gain)).astype(np.complex64))
         jitter = rng.normal(0, params.registration.s1_sd * 10, 2)
         yield RadarScene(

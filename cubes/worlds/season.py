@@ -47,6 +47,8 @@ class Season:
     """(parcel,) standard normal soil roughness."""
     brightness: Array
     """(parcel,) standard normal soil and canopy brightness."""
+    sos: Array
+    """(parcel,) day of year of fastest greening."""
     moisture_pattern: Array
     """(y, x) standard normal pattern of soil moisture."""
 
@@ -55,6 +57,7 @@ class Season:
 class State:
     """The land on one day, all (y, x) float32 on the native grid."""
 
+    day: int
     lai: Array
     dry: Array
     water: Array
@@ -145,6 +148,7 @@ def season(params: Params, seed: int, land: Landscape) -> Season:
         disturbed=disturbed,
         roughness=draw[6, :, 0],
         brightness=draw[5, :, 0],
+        sos=np.broadcast_to(sos, (n, 1))[:, 0].astype(np.float32),
         moisture_pattern=power_law(stream(seed, "moisture"), land.grid.shape, 1.4, scale=60.0),
     )
 
@@ -216,6 +220,7 @@ def state(params: Params, land: Landscape, past: Season, day: int) -> State:
     height = land.elevation - np.float32(params.relief.base)
     cold = past.weather.temperature[day] - np.float32(0.0065) * height
     return State(
+        day=day,
         lai=past.lai[:, day][at] * land.vigour,
         dry=past.dry[:, day][at],
         water=past.water[:, day][at] * land.vigour,
