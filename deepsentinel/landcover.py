@@ -26,6 +26,8 @@ from deepsentinel.tasks import (
     options_meta,
     random_like,
     stream,
+    thinned,
+    usable,
 )
 
 STATISTICS = "pixel statistics"
@@ -47,7 +49,7 @@ def landcover(model: Any, train: Any, test: Any, options: Options) -> Evaluation
     encoders = {MODEL: model.eval()}
     if options.controls and hasattr(model, "config"):
         encoders[RANDOM] = random_like(model, options.seed)
-    learned = _gather(encoders, train, options)
+    learned = _gather(encoders, thinned(train, options.train_samples), options)
     probes = {
         name: baselines.fit_probe(
             np.concatenate(parts),
@@ -117,15 +119,15 @@ def _indices(item: Scored, name: str, codes: tuple[int, ...]) -> npt.NDArray[np.
     stored = item.batch.stored[name][:, -1, 0].cpu().numpy()
     table = np.full(1 << 16, -1, np.int64)
     table[list(codes)] = np.arange(len(codes))
-    return table[stored.astype(np.uint16)]
+    return np.asarray(table[stored.astype(np.uint16)], np.int64)
 
 
-def _statistics(item: Scored, b: int, pixels: npt.NDArray[np.int64]) -> Floats:
+def _statistics(model: Any, item: Scored, b: int, pixels: npt.NDArray[np.int64]) -> Floats:
     """Return the statistics over time of every input channel at some pixels, (pixel, F)."""
     parts = []
     for group, values in sorted(item.x.items()):
         x = values["x"][b].cpu().numpy()
-        valid = usable(values)[b].cpu().numpy()
+        valid = usable(model, group, values)[b]
         if group == "static":
             parts.append(
                 np.where(valid, x, np.nan).reshape(len(x), -1)[:, pixels].astype(np.float32)
@@ -140,23 +142,6 @@ def _statistics(item: Scored, b: int, pixels: npt.NDArray[np.int64]) -> Floats:
             n = x.shape[1] * (3 + len(baselines.QUANTILES))
             parts.append(np.full((n, len(pixels)), np.nan, np.float32))
     return np.concatenate(parts).T
-
-
-def usable(values: dict[str, Any]) -> Any:
-    """Return which numbers of a group's ``x`` may be used, bool, the shape of ``x``.
-
-    ``valid`` comes per layer: where a group has several, the channel-to-layer table is needed,
-    and a pixel's ``x`` is zero where invalid, so that exact zeros tell channels apart.
-    """
-    x, valid = values["x"], values["valid"]
-    if valid.shape == x.shape:
-        mask = valid
-    elif valid.shape[-3] == 1:
-        mask = valid.expand(x.shape)
-    else:
-        mask = (x != 0) & valid.any(-3, keepdim=True)
-    clear = values.get("clear")
-    return mask if clear is None else mask & clear
 
 
 def _gather(encoders: dict[str, Any], train: Any, options: Options) -> _Learned:
@@ -175,7 +160,9 @@ def _gather(encoders: dict[str, Any], train: Any, options: Options) -> _Learned:
             for name, d in dense.items():
                 part = d[b].reshape(d.shape[1], -1)[:, pixels].T
                 learned.x.setdefault(name, []).append(part)
-            learned.x.setdefault(STATISTICS, []).append(_statistics(item, b, pixels))
+            learned.x.setdefault(STATISTICS, []).append(
+                _statistics(encoders[MODEL], item, b, pixels)
+            )
             learned.y.append(y[b].ravel()[pixels])
             fold = held_out(item.tile(b, options.tile), options.seed)
             learned.fold.append(np.full(len(pixels), fold))
@@ -248,7 +235,9 @@ def _score(
                 name: probes[name].predict(d[b].reshape(d.shape[1], -1).T)
                 for name, d in dense.items()
             }
-            guesses[STATISTICS] = probes[STATISTICS].predict(_statistics(item, b, every))
+            guesses[STATISTICS] = probes[STATISTICS].predict(
+                _statistics(encoders[MODEL], item, b, every)
+            )
             guesses[MAJORITY] = np.full(y[b].size, target.majority, np.int64)
             tile = item.tile(b, options.tile)
             for name, guess in guesses.items():

@@ -7,15 +7,17 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
-from cubes import physics, registry
+from cubes import physics
 from cubes.types import CubeError, Layer
+
+if TYPE_CHECKING:
+    from deepsentinel.normalise import Normaliser
 
 Inputs = dict[str, Any]
 Tile = tuple[int, int, int]
@@ -28,8 +30,11 @@ class Options:
     seed: int = 0
     """Of the choice of pixels, folds and bootstrap draws."""
     batch_size: int = 16
-    train_pixels: int = 60_000
-    """Labelled pixels that a probe is fitted on, spread evenly over the training samples."""
+    train_samples: int = 128
+    """Training samples that probes and floors are fitted on, spread evenly; more gain nothing
+    that a linear map could hold."""
+    train_pixels: int = 30_000
+    """Labelled pixels that a probe is fitted on, spread evenly over those samples."""
     pixels: int = 256
     """Pixels per sample that the NDVI task scores and fits on, at every clear date."""
     tile: int = 128
@@ -101,6 +106,8 @@ class Scored:
     """The `Batch` with stored integers."""
     x: Inputs
     """The model's input."""
+    layers: Mapping[str, Layer]
+    """Layer name -> row, as the samples hold it."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -108,8 +115,7 @@ class Scored:
 
     def layer(self, name: str) -> Layer:
         """Return the row of a layer as this batch holds it."""
-        rows: Mapping[str, Layer] = getattr(self.batch, "layers", None) or {}
-        return rows[name] if name in rows else registry.layer(name)
+        return self.layers[name]
 
     def physical(self, name: str) -> npt.NDArray[np.generic] | None:
         """Return a layer's physical values, (B, T, C, H, W), NaN where nodata; None if absent."""
@@ -143,10 +149,12 @@ def held_out(tile: Tile, seed: int) -> bool:
 def stream(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
     """Yield the samples batch by batch, each once, in order, as model inputs on its device.
 
+    The dates of a sample are evenly spread, the same in every call.
+
     Parameters
     ----------
-    model : torch.nn.Module
-        Its ``normaliser`` makes inputs of stored integers.
+    model : Fusion
+        Its configuration says which layers it takes and how they are normalised.
     samples : Samples, or iterable of Scored
         An iterable is passed on as it is.
     options : Options
@@ -158,24 +166,112 @@ def stream(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
         if keep is None:
             yield item
         else:
-            yield Scored(batch=item.batch, x={k: v for k, v in item.x.items() if k in keep})
+            seen = {k: v for k, v in item.x.items() if k in keep}
+            if not seen:
+                raise CubeError(
+                    f"Options(sensors={keep}) leaves nothing: there are {', '.join(item.x)}"
+                )
+            yield Scored(batch=item.batch, x=seen, layers=item.layers)
+
+
+def thinned(samples: Any, n: int) -> Any:
+    """Return at most `n` of the samples, evenly spread over them; an iterable as it is."""
+    if not hasattr(samples, "take") or len(samples) <= n:
+        return samples
+    return samples.take(np.arange(n) * len(samples) // n)
 
 
 def _loaded(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
-    from deepsentinel.batch import inputs, loader
+    from deepsentinel.batch import Stream, inputs, loader
 
     device = next(iter(model.parameters())).device
-    norm = model.normaliser
-    for batch in loader(samples, options.batch_size, shuffle=False, drop_last=False):
-        moved = batch.to(device)
-        yield Scored(batch=batch, x=inputs(moved, norm))
+    norm = normaliser(model)
+    names = [row["name"] for g in model.config.groups for row in model.config.layers(g)]
+    there = [name for name in names if name in samples.layers]
+    how = Stream(shuffle=False, drop_last=False)
+    for batch in loader(samples, options.batch_size, stream=how):
+        moved = batch if device.type == "cpu" else batch.to(device)
+        yield Scored(batch=batch, x=inputs(moved, norm, layers=there), layers=dict(samples.layers))
 
 
-def features(model: Any, x: Inputs) -> npt.NDArray[np.float32]:
+def normaliser(model: Any) -> Normaliser:
+    """Return the statistics that a model's inputs are made with.
+
+    Raises
+    ------
+    CubeError
+        The model carries none.
+    """
+    from deepsentinel.normalise import Normaliser
+
+    body = dict(model.config.normaliser)
+    if not body:
+        raise CubeError(
+            "this model carries no normalisation statistics: train it with deepsentinel.train, or "
+            "set FusionConfig(normaliser=json.loads(Normaliser.of(...).to_json()))"
+        )
+    return Normaliser.from_json(json.dumps(body))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bands:
+    """Where the bands of reflectance stand among a model's channels, and their normalisation."""
+
+    place: Mapping[str, int]
+    """Band -> channel of the group ``s2``."""
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+
+    @staticmethod
+    def of(model: Any) -> Bands:
+        """Return the bands of a model.
+
+        Raises
+        ------
+        CubeError
+            It was not trained on reflectance.
+        """
+        name = "s2/reflectance"
+        norm = normaliser(model)
+        if "s2" not in model.config.groups or name not in norm.layers:
+            raise CubeError("this model was not trained on s2/reflectance: it predicts no NDVI")
+        bands = norm.layers[name].channels
+        labels = list(model.config.channels("s2"))
+        return Bands(
+            place={b: labels.index(f"{name}:{b}") for b in bands},
+            mean=dict(zip(bands, norm.mean[name], strict=True)),
+            std=dict(zip(bands, norm.std[name], strict=True)),
+        )
+
+    def reflectance(self, predicted: npt.NDArray[np.float32], band: str) -> Floats:
+        """Return the reflectance of a band, (B, T, H, W), of predictions (B, T, C, H, W)."""
+        values = predicted[:, :, self.place[band]]
+        return values * np.float32(self.std[band]) + np.float32(self.mean[band])
+
+
+Floats = npt.NDArray[np.float32]
+
+
+def usable(model: Any, group: str, values: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Return which numbers of a group's ``x`` may be used, bool, the shape of ``x``.
+
+    Each layer's mask counts for its channels; a mask of clear pixels counts for all.
+    """
+    counts = [len(row["channels"]) for row in model.config.layers(group)]
+    layer_of = np.repeat(np.arange(len(counts)), counts)
+    valid: npt.NDArray[np.bool_] = values["valid"].cpu().numpy()
+    mask = np.take(valid, layer_of, axis=-3)
+    clear = values.get("clear")
+    return mask if clear is None else mask & clear.cpu().numpy()
+
+
+def features(model: Any, x: Inputs) -> Floats:
     """Return the dense features of a batch, float32, (B, D, H, W)."""
+    import torch
+
     with torch.inference_mode():
-        dense: torch.Tensor = model(x)["dense"]
-    return dense.float().cpu().numpy()
+        dense = model(x)["dense"].float().cpu().numpy()
+    return np.asarray(dense, np.float32)
 
 
 def random_like(model: Any, seed: int) -> Any:
@@ -184,6 +280,8 @@ def random_like(model: Any, seed: int) -> Any:
     Wide random features are strong under a linear probe: what a trained encoder scores above
     this is what training gave.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)

@@ -20,14 +20,15 @@ from cubes import physics
 from cubes.types import CubeError
 from deepsentinel import baselines, metrics
 from deepsentinel.tasks import (
+    Bands,
     Evaluation,
     Options,
     Scored,
     features,
     held_out,
     options_meta,
-    reflectance_scale,
     stream,
+    thinned,
 )
 
 MODEL = "model"
@@ -56,7 +57,7 @@ def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
         The cubes lack Sentinel-1 or the bands B04 and B08, or hold no clear pixel.
     """
     model = model.eval()
-    floors = _fit(model, train, options)
+    floors = _fit(model, thinned(train, options.train_samples), options)
     result = _Result(options=options)
     for item in stream(model, test, options):
         for view in _views(item, options):
@@ -126,7 +127,7 @@ def truth_ndvi(item: Scored) -> tuple[Floats, Doubles, Bools]:
 
 def _views(item: Scored, options: Options) -> list[_View]:
     """Return the batch with all Sentinel-2 hidden, or once per block of `options.gap` days."""
-    if "s1" not in item.batch.days:
+    if "s1" not in item.x:
         raise CubeError("the NDVI task needs s1/backscatter in the cube")
     truth, days, present = truth_ndvi(item)
     if options.gap is None:
@@ -248,7 +249,6 @@ def _box(values: npt.NDArray[Any]) -> Floats:
 
 def _model_ndvi(model: Any, view: _View) -> tuple[Floats, Floats]:
     """Return the model's NDVI (B, T, H, W) and bands (B, T, C, H, W) at Sentinel-2's dates."""
-    scale = reflectance_scale(model)
     device = next(iter(model.parameters())).device
     known = np.isfinite(view.days) & view.hidden
     fill = np.where(known, view.days, 0).max(1, keepdims=True)
@@ -257,9 +257,8 @@ def _model_ndvi(model: Any, view: _View) -> tuple[Floats, Floats]:
         bands: Floats = (
             model.predict(view.x, query={"group": "s2", "days": days}).float().cpu().numpy()
         )
-    red, nir = (
-        bands[:, :, scale.channel(b)] * scale.std(b) + scale.mean(b) for b in ("B04", "B08")
-    )
+    told = Bands.of(model)
+    red, nir = (told.reflectance(bands, b) for b in ("B04", "B08"))
     # reflectance below 0.1 % makes the ratio explode; the sensor does not measure it either
     index = physics.ndvi(np.maximum(red, 1e-3), np.maximum(nir, 1e-3))
     return np.clip(index, -1, 1), bands
