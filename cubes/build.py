@@ -274,7 +274,8 @@ class _Writer:
         return self.open[key]
 
     def _finish(self, key: str, chunks: int | None) -> None:
-        proof = self.open.pop(key).finish(chunks)
+        proof = self.open[key].finish(chunks)
+        del self.open[key]  # not before: `abandon` removes what did not finish
         if proof is not None:
             self.done[key] = proof
 

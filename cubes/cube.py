@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from cubes import physics, registry, stac
+from cubes import physics, plans, registry, stac
 from cubes.types import TIME_COORDS, ArrayPlan, Axis, ClearPolicy, CubeError, Layer, Plan
 
 BLOCK = 1024
@@ -59,7 +59,8 @@ def dataset(arrays: Mapping[str, xr.DataArray], axes: Sequence[Axis], plan: Plan
 def _values(name: str, values: tuple[Any, ...]) -> np.ndarray[Any, Any]:
     if name in TIME_COORDS:
         return np.array(values, dtype="datetime64[ns]")
-    return np.asarray(values)
+    column = plans.column(name, values)
+    return column.astype(str) if column.dtype == object else column
 
 
 def _chunks(plan: Plan) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from odc.geo.geobox import GeoBox
 
-from cubes import registry, shards
+from cubes import plans, registry, shards
 from cubes.layout import ArrayLayout, array_layouts
 from cubes.types import TIME_COORDS, ArrayPlan, Axis, CubeError, Layer, Layout, Plan
 
@@ -30,8 +30,6 @@ TIME_UNITS = "nanoseconds since 1970-01-01"
 """Of every time coordinate, int64, UTC: exact for the microseconds of Sentinel-1 start times, and
 what xarray decodes to datetime64[ns] without rounding."""
 NAT = -(2**63)
-TEXT = frozenset({"items", "platform", "orbit_state", "baseline", "label", "tile", "datatake"})
-"""Coordinates that are text even where every value is missing."""
 
 CONVENTIONS = [
     {
@@ -123,7 +121,7 @@ def _coordinate(name: str, axis: Axis, values: Sequence[Any]) -> Coordinate:
         if (stamps == NAT).any():
             attrs["_FillValue"] = NAT
         return Coordinate(dims=(axis.dim,), data=stamps, attrs=attrs)
-    return Coordinate(dims=(axis.dim,), data=_column(name, values), attrs={})
+    return Coordinate(dims=(axis.dim,), data=plans.column(name, values), attrs={})
 
 
 def _nanoseconds(value: Any) -> int:
@@ -135,25 +133,14 @@ def _nanoseconds(value: Any) -> int:
     return int(stamp.as_unit("ns").value)
 
 
-def _column(name: str, values: Sequence[Any]) -> Array:
-    """Return plain values as an array: text, bool, int64, or float64 where numbers are missing."""
-    known = [v for v in values if v is not None]
-    if name in TEXT or any(isinstance(v, str) for v in known):
-        return np.array(["" if v is None else str(v) for v in values], object)
-    if len(known) == len(values) and all(isinstance(v, bool | np.bool_) for v in known):
-        return np.array(values, bool)
-    if len(known) == len(values) and all(isinstance(v, int | np.integer) for v in known):
-        return np.array(values, np.int64)
-    return np.array([math.nan if v is None else float(v) for v in values], np.float64)
-
-
 def decoded(name: str, coord: Coordinate) -> tuple[tuple[str, ...], Array, dict[str, Any]]:
     """Return a stored coordinate as xarray has it: times as datetime64[ns], text as str."""
     if name in TIME_COORDS:
         return coord.dims, coord.data.view("datetime64[ns]"), {}
     if coord.data.dtype == object:
         return coord.dims, coord.data.astype(str), dict(coord.attrs)
-    return coord.dims, coord.data, dict(coord.attrs)
+    # the CF standard names are for other readers; the lazy cube has none
+    return coord.dims, coord.data, {k: v for k, v in coord.attrs.items() if k != "standard_name"}
 
 
 # ------------------------------------------------------------------------------------- metadata

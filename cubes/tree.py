@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
+from odc.geo.geobox import GeoBox
 
 from cubes import ledger, physics, registry
 from cubes.build import Pixels, PlanPixels, window
@@ -211,7 +212,7 @@ def tree_plan(tree: xr.DataTree) -> Plan:
     axes, arrays, box = [], [], None
     for group, node in tree.children.items():
         data = node.to_dataset()
-        box = data.odc.geobox if box is None else box
+        box = _geobox(data) if box is None else box
         for dim in dict.fromkeys(str(d) for v in data.data_vars.values() for d in v.dims):
             if dim in ("time", "pair", "track", "year"):
                 axes.append(_axis(group, dim, data))
@@ -223,6 +224,13 @@ def tree_plan(tree: xr.DataTree) -> Plan:
     for name in ("Conventions", "plan_sha256", "coordinates", "zarr_conventions"):
         attrs.pop(name, None)
     return Plan(geobox=box, axes=tuple(axes), arrays=tuple(arrays), attrs=attrs)
+
+
+def _geobox(data: xr.Dataset) -> GeoBox:
+    box: GeoBox = data.odc.geobox
+    epsg = box.crs.epsg if box.crs is not None else None
+    # spatial_ref holds WKT; a plan names a CRS by its code where it has one
+    return box if epsg is None else GeoBox(box.shape, box.affine, f"EPSG:{epsg}")
 
 
 def _axis(group: str, dim: str, data: xr.Dataset) -> Axis:

@@ -1,0 +1,240 @@
+"""The ledger: atomic files, records, tables, seal, lock, and the counts of valid pixels."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from cubes import ledger, registry
+from cubes.layout import array_layouts, region_keys, regions, spans
+from cubes.ledger import Build, Record
+from cubes.types import ArrayPlan, Axis, CubeError, Layout, Plan
+
+
+def a_plan(size: int = 100, steps: int = 5) -> Plan:
+    times = tuple(f"2021-01-0{1 + t}T00:00:00" for t in range(steps))
+    return Plan(
+        geobox=GeoBox((size, size), Affine(10, 0, 0, 0, -10, 0), "EPSG:32631"),
+        axes=(Axis(group="s2", dim="time", coords={"time": times}),),
+        arrays=(
+            ArrayPlan(layer=registry.layer("s2/reflectance").pick(("B02", "B03")), steps=()),
+            ArrayPlan(layer=registry.layer("s2/scl"), steps=()),
+            ArrayPlan(layer=registry.layer("terrain/elevation"), steps=()),
+        ),
+    )
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    plan, layout = a_plan(), Layout(patch=32, steps=2)
+    out = Build(
+        store=tmp_path / "a.zarr",
+        plan_sha256=plan.sha256,
+        layout=layout,
+        span={"s2.time": 2, "terrain.": 3},
+        source="plan",
+    )
+    ledger.save_build(out, plan)
+    return out
+
+
+def a_record(build: Build, number: int = 0, seed: int = 0) -> Record:
+    rng = np.random.default_rng(seed)
+    region = ledger.build_regions(build)[number]
+    arrays = ledger.build_arrays(build)
+    mine = [a for a in arrays.values() if a.layer.group == region.group]
+    shape = tuple(b - a for a, b in (region.steps, region.rows, region.columns))
+    return Record(
+        region=region.id,
+        plan_sha256=build.plan_sha256,
+        objects={k: ("ab" * 32, 5) for a in mine for k in region_keys(a, region)[1:]},
+        valid={a.name: rng.integers(0, 900, shape).astype(np.uint32) for a in mine},
+        pixels_read=7,
+    )
+
+
+def test_regions_part_the_cube(build: Build) -> None:
+    arrays = ledger.build_arrays(build)
+    keys: list[str] = []
+    for region in ledger.build_regions(build):
+        for array in arrays.values():
+            if (array.layer.group, array.layer.stack_dim or "") == (region.group, region.dim):
+                keys += region_keys(array, region)
+    # ceil(100/32) = 4 patches an edge, ceil(5/2) = 3 time shards, two S2 layers, one static
+    assert len(keys) == len(set(keys)) == 4 * 4 * 3 * 2 + 4 * 4
+    assert len({r.id for r in ledger.build_regions(build)}) == len(ledger.build_regions(build))
+
+
+def test_a_region_is_as_large_as_one_step_may_be() -> None:
+    arrays = array_layouts(a_plan(size=20480), Layout())
+    span = spans(arrays)
+    # two bands of uint16: 256 MiB hold 1,024 patches of 256 KiB
+    assert span["s2.time"] == 32
+    assert len(list(regions(arrays, spans(arrays, slots=200)))) >= 200
+
+
+def test_atomic_write_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x" / "a.json"
+    ledger.write_atomic(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        ledger.write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_sweep_takes_only_half_written_files(build: Build) -> None:
+    litter = build.store / "s2" / "scl" / "c" / ".0.1-ab.partial"
+    litter.parent.mkdir(parents=True)
+    litter.write_bytes(b"x")
+    kept = litter.with_name("0")
+    kept.write_bytes(b"y")
+    assert ledger.sweep(build.store) == 1
+    assert kept.exists()
+    assert not litter.exists()
+
+
+def test_records_and_sealed_table_say_the_same(build: Build) -> None:
+    for number in range(len(ledger.build_regions(build))):
+        ledger.save_record(build, a_record(build, number, seed=number))
+    before = ledger.load_table(build)
+    tree = ledger.seal(build, before)
+    after = ledger.load_table(build)
+    assert not list((build.folder / "regions").iterdir())
+    assert after.done == before.done
+    assert after.objects == before.objects
+    assert tree == ledger.tree_sha256(dict(reversed(after.objects.items())))
+    for name, counts in before.valid.items():
+        np.testing.assert_array_equal(after.valid[name], counts)
+        assert counts.any(), name
+    seal = ledger.sealed(build)
+    assert seal is not None
+    assert seal["tree_sha256"] == tree
+    with np.load(build.folder / "valid.npz") as saved:
+        assert int(saved["patch"]) == 32
+
+
+def test_a_newer_record_takes_the_place_of_the_table(build: Build) -> None:
+    for number in range(len(ledger.build_regions(build))):
+        ledger.save_record(build, a_record(build, number))
+    ledger.seal(build, ledger.load_table(build))
+    new = a_record(build, 1, seed=99)
+    key = next(iter(new.objects))
+    ledger.save_record(build, new.__class__(**{**_fields(new), "objects": {key: ("cd" * 32, 6)}}))
+    table = ledger.load_table(build)
+    assert table.objects[key] == ("cd" * 32, 6)
+    region = next(r for r in ledger.build_regions(build) if r.id == new.region)
+    gone = [k for k in new.objects if k != key]
+    assert gone
+    assert not set(gone) & set(table.objects), "objects of the old record must go"
+    got = table.valid["s2/scl"][slice(*region.steps), slice(*region.rows), slice(*region.columns)]
+    np.testing.assert_array_equal(got, new.valid["s2/scl"])
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    return {n: getattr(record, n) for n in Record.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"region": "s2.time.0.0.0"}', "[1]"])
+def test_a_torn_record_counts_as_not_done(build: Build, torn: str) -> None:
+    record = a_record(build)
+    ledger.save_record(build, record)
+    assert ledger.load_table(build).done == {record.region}
+    (build.folder / "regions" / f"{record.region}.json").write_text(torn)
+    assert ledger.load_table(build).done == set()
+
+
+def test_a_record_of_another_plan_counts_as_not_done(build: Build) -> None:
+    ledger.save_record(build, Record(**{**_fields(a_record(build)), "plan_sha256": "0" * 64}))
+    assert ledger.load_table(build).done == set()
+
+
+def test_fractions_know_ragged_edges(build: Build) -> None:
+    arrays = ledger.build_arrays(build)
+    pixels = ledger.patch_pixels(arrays["s2/scl"])
+    assert pixels.sum() == 100 * 100
+    assert pixels[0, 0] == 32 * 32
+    assert pixels[3, 3] == 4 * 4
+    by_id = {r.id: r for r in ledger.build_regions(build)}
+    for number, region in enumerate(by_id.values()):
+        full = {
+            name: np.broadcast_to(
+                pixels[slice(*region.rows), slice(*region.columns)], counts.shape
+            ).astype(np.uint32)
+            for name, counts in a_record(build, number).valid.items()
+        }
+        if region.group == "s2" and region.block == 1:
+            continue
+        ledger.save_record(build, Record(**{**_fields(a_record(build, number)), "valid": full}))
+    got = ledger.valid_fractions(build.store)
+    assert got["s2/scl"].shape == (5, 4, 4)
+    assert (got["s2/scl"][[0, 1, 4]] == 1).all()
+    assert (got["s2/scl"][[2, 3]] == 0).all(), "not written is no data"
+    assert list(ledger.valid_fractions(build.store, ["terrain/elevation"])) == ["terrain/elevation"]
+
+
+def test_plan_comes_back_and_a_changed_one_is_noticed(build: Build) -> None:
+    assert ledger.load_plan(build.store).sha256 == a_plan().sha256
+    file = build.folder / "plan.json"
+    text = file.read_text()
+    ledger._plan_of.cache_clear()
+    file.write_text(text.replace('"B03"', '"B04"'))
+    with pytest.raises(CubeError, match=r"is not the plan .* force=True"):
+        ledger.load_plan(build.store)
+
+
+def test_refusals_name_the_remedy(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(CubeError, match=r"no store at .*cubes\.write"):
+        ledger.load_build(tmp_path / "nothing")
+    with pytest.raises(CubeError, match="not a cube written by"):
+        ledger.load_build(tmp_path)
+    with pytest.raises(CubeError, match="not a URL") as info:
+        ledger.store_path("https://example.org/a.zarr?sig=SECRET")
+    assert "SECRET" not in str(info.value)
+    file = build.folder / "build.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    with pytest.raises(CubeError, match=r"format 99.*upgrade"):
+        ledger.load_build(build.store)
+
+
+def _hold(path: str, ready: Any, go: Any) -> None:
+    with ledger.lock(Path(path)):
+        ready.set()
+        go.wait(30)
+
+
+def test_one_writer_at_a_time_and_a_dead_one_frees_the_store(build: Build) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(build.store), ready, go))
+    other.start()
+    try:
+        assert ready.wait(30)
+        with (
+            pytest.raises(CubeError, match=rf"being written by process {other.pid}"),
+            ledger.lock(build.store),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.join(30)
+    with (
+        ledger.lock(build.store),
+        pytest.raises(CubeError, match="being written"),
+        ledger.lock(build.store),
+    ):
+        pass
+    with ledger.lock(build.store):
+        pass
