@@ -73,13 +73,17 @@ def deduplicate(table: pd.DataFrame) -> pd.DataFrame:
     ).sort_values(["_what", "_start", "_made", "id"], kind="stable")
     new = (keyed["_what"] != keyed["_what"].shift()) | (keyed["_start"].diff().abs() > SAME_START)
     keyed["_acquisition"] = new.cumsum()
-    kept = []
-    for _, same in keyed.groupby("_acquisition", sort=False):
-        # sorted by processing: the newest is last
-        newest = same.sort_values("_made", kind="stable").iloc[-1].copy()
-        newest["dropped"] = tuple(i for i in same["id"] if i != newest["id"])
-        kept.append(newest)
-    out = pd.DataFrame(kept).sort_values(["time", "id"], kind="stable").reset_index(drop=True)
+    same: dict[int, list[str]] = {}
+    for number, item in zip(keyed["_acquisition"], keyed["id"], strict=True):
+        same.setdefault(number, []).append(item)
+    # without a frame per acquisition: 1,000 of them took a second
+    keyed = keyed.sort_values(["_acquisition", "_made"], kind="stable")
+    kept = keyed[~keyed["_acquisition"].duplicated(keep="last")]  # the newest is last
+    dropped = np.empty(len(kept), object)
+    for n, (number, item) in enumerate(zip(kept["_acquisition"], kept["id"], strict=True)):
+        dropped[n] = tuple(i for i in same[number] if i != item)
+    out = kept.assign(dropped=dropped).sort_values(["time", "id"], kind="stable")
+    out = out.reset_index(drop=True)
     return out.drop(columns=["_start", "_made", "_what", "_acquisition"])
 
 
