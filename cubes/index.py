@@ -6,18 +6,18 @@ open file, and is small enough to pickle to a worker.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 
-from cubes import registry, stream
+from cubes import ledger, stream
 from cubes.types import CubeError, Layer
+
+_Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
 
 EPOCH = np.datetime64("2000-01-01", "ns")
 """Days are counted from here (float64: 1e-5 s still resolved in 2100)."""
@@ -37,6 +37,8 @@ class Entry:
     steps: np.ndarray | None
     """(step of the clock,) int32: step of this array for each step of its clock, -1 where there
     is none; None where they are the same."""
+    calibration: str = ""
+    """Of backscatter; stores that differ in it cannot be mixed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class StoreIndex:
 
     path: str
     identity: str
-    """Hash over every ``zarr.json``: names the arrays these samples were planned on."""
+    """Tree hash of the sealed store: names the bytes these samples were planned on."""
     aoi: str
     crs: str
     shape: tuple[int, int]
@@ -66,144 +68,121 @@ class StoreIndex:
         return a * x + b * y + c, d * x + e * y + f
 
 
-def days_since(times: Any) -> np.ndarray:
-    """Return float64 days since 2000-01-01 of datetime64 values."""
-    return (np.asarray(times, "datetime64[ns]") - EPOCH) / np.timedelta64(1, "D")
+def days_since(times: Iterable[Any]) -> np.ndarray:
+    """Return float64 days since 2000-01-01 of ISO times (UTC where they name no zone)."""
+    stamps = pd.to_datetime(list(times), utc=True, format="ISO8601").tz_localize(None)
+    days: np.ndarray = (stamps.to_numpy("datetime64[ns]") - EPOCH) / np.timedelta64(1, "D")
+    return days
 
 
-def index(store: str | Path) -> StoreIndex:
-    """Return what sampling needs to know of `store`; reads coordinates and no pixel.
+def index(store: str | os.PathLike[str]) -> StoreIndex:
+    """Return what sampling needs to know of `store`: its plan, and what lies where; no pixel.
 
     Raises
     ------
     CubeError
-        No cube there, or not sealed.
+        No cube there, not sealed, or stored in working numbers.
     """
-    path = Path(store)
-    if not path.is_dir():
-        raise CubeError(f"there is no store at {path}; write one with cubes.write")
-    tree = _tree(path)
-    arrays = {
-        f"{group}/{name}": (stream.StoredArray(path / group / str(name)), group)
-        for group in sorted(tree.children)
-        for name, variable in sorted(tree[group].data_vars.items())
-        if variable.dims[-2:] == ("y", "x")
-    }
-    if not arrays:
-        raise CubeError(f"{path} has no layer (y, x) in its groups; is it a cube?")
-    clocks = _clocks(tree)
-    pairs, track = _pairs(tree, clocks), _tracks(tree)
+    build = ledger.load_build(store)
+    seal = ledger.sealed(build)
+    if seal is None:
+        raise CubeError(
+            f"{build.store} is not finished (not sealed): run cubes.write again before planning "
+            "samples on it"
+        )
+    plan = ledger.build_plan(build)
+    axes = {(a.group, a.dim): a.coords for a in plan.axes}
+    clocks = _clocks(axes)
+    pairs = _pairs(axes, clocks)
     entries = {}
-    for name, (array, group) in arrays.items():
-        layer = _layer(name, array, tree[group].to_dataset())
-        clock = group if layer.stack_dim == "time" else None
+    for name, array in ledger.build_arrays(build).items():
+        if array.lossless and array.layer.dtype != plan.array(name).layer.dtype:
+            raise CubeError(
+                f"{build.store} holds {name} in working numbers ({array.layer.dtype}): samples are "
+                "stored integers; write the cube without Layout(lossless=True)"
+            )
+        stored = stream.StoredArray(build.store / name)
+        clock = array.layer.group if array.layer.stack_dim == "time" else None
         steps = None
-        if layer.stack_dim == "pair":
-            clock = "s1" if "s1" in clocks else group
+        if array.layer.stack_dim == "pair":
+            clock = "s1" if "s1" in clocks else array.layer.group
             steps = pairs if clock == "s1" else None
         entries[name] = Entry(
-            layer=layer, path=array.path, identity=array.identity, clock=clock, steps=steps
+            layer=array.layer,
+            path=stored.path,
+            identity=stored.identity,
+            clock=clock,
+            steps=steps,
+            calibration=str(plan.array(name).attrs.get("calibration", "")),
         )
     used = {e.clock for e in entries.values()}
-    first = next(iter(arrays.values()))[0]
-    geobox = tree[next(iter(tree.children))].to_dataset().odc.geobox
-    if geobox is None or geobox.crs is None:
-        raise CubeError(f"{path} has no CRS (spatial_ref); write the cube with cubes.write")
-    years = tree["labels"]["year"].to_numpy() if "labels" in tree.children else ()
-    identities = sorted((name, e.identity) for name, e in entries.items())
     return StoreIndex(
-        path=str(path),
-        identity=hashlib.sha256(repr(identities).encode()).hexdigest(),
-        aoi=str(tree.attrs.get("aoi", path.stem)),
-        crs=str(geobox.crs),
-        shape=first.shape[2:],
-        transform=tuple(geobox.transform)[:6],
+        path=str(build.store),
+        identity=str(seal["tree_sha256"]),
+        aoi=str(plan.attrs.get("aoi", build.store.stem)),
+        crs=str(plan.geobox.crs),
+        shape=(int(plan.geobox.shape[0]), int(plan.geobox.shape[1])),
+        transform=tuple(float(v) for v in tuple(plan.geobox.transform)[:6]),
         entries=entries,
         days={k: v for k, v in clocks.items() if k in used},
-        track=track,
-        years=tuple(int(y) for y in np.asarray(years)),
+        track=_tracks(axes),
+        years=tuple(int(y) for y in axes.get(("labels", "year"), {}).get("year", ())),
     )
 
 
-def _tree(path: Path) -> xr.DataTree:
-    """Return the store's coordinates (pixels stay where they are)."""
-    import odc.geo.xr  # noqa: F401  registers .odc
-
-    return xr.open_datatree(path, engine="zarr", chunks=None)
-
-
-def _clocks(tree: xr.DataTree) -> dict[str, np.ndarray]:
-    clocks = {g: days_since(tree[g]["time"].to_numpy()) for g in tree.children if "time" in tree[g]}
-    if "insar" in tree.children and "s1" not in clocks:
-        clocks["insar"] = days_since(tree["insar"]["secondary_time"].to_numpy())
+def _clocks(axes: _Axes) -> dict[str, np.ndarray]:
+    clocks = {g: days_since(c["time"]) for (g, dim), c in axes.items() if dim == "time"}
+    for (group, dim), coords in axes.items():
+        if dim == "pair" and "s1" not in clocks:
+            clocks[group] = days_since(coords["secondary_time"])
     for name, days in clocks.items():
-        if (np.diff(days) < 0).any():
+        if not (np.diff(days) >= 0).all():
             raise CubeError(f"the dates of {name} are not ascending; sort them before writing")
     return clocks
 
 
-def _pairs(tree: xr.DataTree, clocks: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def _pairs(axes: _Axes, clocks: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Return for each S1 date the pair that ends there: same track, shortest baseline, or -1."""
-    if "insar" not in tree.children or "s1" not in clocks:
+    insar, s1 = axes.get(("insar", "pair")), axes.get(("s1", "time"))
+    if insar is None or s1 is None:
         return None
-    insar, s1 = tree["insar"].to_dataset(), tree["s1"].to_dataset()
-    second, first = (days_since(insar[f"{k}_time"].to_numpy()) for k in ("secondary", "reference"))
+    second, first = (days_since(insar[f"{k}_time"]) for k in ("secondary", "reference"))
     # The same acquisition can carry two time stamps some seconds apart (granule against burst);
     # two passes of one track are days apart.
     same = np.abs(clocks["s1"][:, None] - second[None, :]) < 0.25
     for name in ("relative_orbit", "orbit_state"):
         if name in s1 and name in insar:
-            same &= s1[name].to_numpy()[:, None] == insar[name].to_numpy()[None, :]
+            same &= np.array(s1[name], object)[:, None] == np.array(insar[name], object)[None, :]
     span = np.where(same, np.abs(second - first)[None, :], np.inf)
     return np.where(same.any(axis=1), span.argmin(axis=1), -1).astype(np.int32)
 
 
-def _tracks(tree: xr.DataTree) -> np.ndarray | None:
+def _tracks(axes: _Axes) -> np.ndarray | None:
     """Return for each S1 date the plane of the per-track layers, or -1."""
-    if "s1" not in tree.children or "track" not in tree["s1"].dims:
+    tracks, s1 = axes.get(("s1", "track")), axes.get(("s1", "time"))
+    if tracks is None or s1 is None:
         return None
-    s1 = tree["s1"].to_dataset()
-    labels = [str(v) for v in s1["track"].to_numpy()]
-    orbit = [str(v)[:1].upper() for v in s1["orbit_state"].to_numpy()]
-    names = [f"{int(r)}{o}" for r, o in zip(s1["relative_orbit"].to_numpy(), orbit, strict=True)]
-    return np.array([labels.index(n) if n in labels else -1 for n in names], np.int16)
+    # By label ("132A"): other coordinates of the two axes may share a name and carry a prefix.
+    planes = {str(label): i for i, label in enumerate(tracks["track"])}
+    dates = zip(s1["relative_orbit"], s1["orbit_state"], strict=True)
+    names = [f"{orbit}{str(state)[:1].upper()}" for orbit, state in dates]
+    return np.array([planes.get(name, -1) for name in names], np.int16)
 
 
-def _layer(name: str, array: stream.StoredArray, group: xr.Dataset) -> Layer:
-    """Return the layer's row with the channels and the dtype that this store holds."""
-    row = registry.layer(name)
-    if row.channel_dim is not None:
-        row = replace(row, channels=tuple(str(c) for c in group[row.channel_dim].to_numpy()))
-    if array.dtype != np.dtype(row.dtype):
-        raise CubeError(
-            f"{array.path} holds {array.dtype}, and the row of {name} says {row.dtype}: samples "
-            "are stored integers; write the cube without Layout(lossless=True)"
-        )
-    return row
-
-
-def fractions(store: StoreIndex, name: str) -> tuple[np.ndarray, int]:
-    """Return the valid pixels of each step and patch of a layer, from the ledger's table.
+def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.ndarray], int]:
+    """Return the share of each patch and step that holds data (of masks: that is True).
 
     Returns
     -------
-    counts
-        (step, patch row, patch column) int64 pixels.
+    shares
+        Layer -> (step, patch row, patch column) float32, 0 to 1; from the ledger, no pixel is
+        read.
     patch
         Edge of a patch in pixels.
-
-    Raises
-    ------
-    CubeError
-        The store has no such table.
     """
-    try:
-        with np.load(Path(store.path) / "__cubes__" / "valid.npz") as table:
-            return table[name].astype(np.int64), int(table["patch"])
-    except (FileNotFoundError, KeyError) as error:
-        raise CubeError(
-            f"{store.path} has no counts of valid pixels for {name}: write it with cubes.write"
-        ) from error
+    first = next(iter(store.entries.values()))
+    array = stream.stored_array(first.path, first.identity)
+    return dict(ledger.valid_fractions(store.path, names)), array.chunk[2]
 
 
 def instant(days: float) -> pd.Timestamp:

@@ -133,7 +133,7 @@ def _plan_store(
     height, width = store.shape
     place = _windows((("y", height, size, stride), ("x", width, size, stride)))
     usable = {c: _usable(store, c, place, size, min_valid) for c in store.days}
-    pieces, keeps = [], []
+    pieces, keeps, clear = [], [], []
     for ranges in _periods(store, window):
         masks = {c: usable[c][:, low:high] for c, (low, high) in ranges.items()}
         some = [m.any(axis=1) for m in masks.values()]
@@ -150,7 +150,8 @@ def _plan_store(
         counts["near"] += int(keep.sum())
         keeps.append(keep)
         pieces.append(ranges)
-    return _table(store, number, place, (pieces, keeps), size), {
+        clear.append(_clear(store, place, size, (masks, ranges)))
+    return _table(store, number, place, (pieces, keeps, clear), size), {
         c: np.packbits(m, axis=1) for c, m in usable.items()
     }
 
@@ -165,24 +166,46 @@ def _usable(
             and store.entries[n].layer.stack_dim == "time"] or mine  # fmt: skip
     ok = np.ones((len(place), len(store.days[clock])), bool)
     for name in main:
-        pixels, patch = fractions(store, name)
-        per_y, iy = _weights(place[:, 0], size, patch, store.shape[0], pixels.shape[1])
-        per_x, ix = _weights(place[:, 1], size, patch, store.shape[1], pixels.shape[2])
-        # (row of windows, patch row) @ (step, patch row, patch column) @ (patch column, column)
-        valid = np.einsum("ri,sij,cj->src", per_y, pixels, per_x, optimize=True)
-        ok &= (valid[:, iy, ix].T / size**2) >= min_valid - 1e-9
+        ok &= _share(store, name, place, size) >= min_valid - 1e-6
     return ok
 
 
-def _weights(
-    starts: np.ndarray, size: int, patch: int, length: int, patches: int
+def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.ndarray:
+    """Return (window, step) share of a layer's pixels with data: of patches, weighted by area."""
+    shares, patch = fractions(store, [name])
+    per_y, iy = _covered(place[:, 0], size, patch, shares[name].shape[1])
+    per_x, ix = _covered(place[:, 1], size, patch, shares[name].shape[2])
+    # (row of windows, patch row) @ (step, patch row, patch column) @ (patch column, column)
+    pixels = np.einsum("ri,sij,cj->src", per_y, shares[name], per_x, optimize=True)
+    result: np.ndarray = pixels[:, iy, ix].T / size**2
+    return result
+
+
+def _covered(
+    starts: np.ndarray, size: int, patch: int, patches: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (distinct start, patch) share of each patch that a window covers, and the inverse."""
+    """Return (distinct start, patch) pixels of each patch under a window, and the inverse."""
     distinct, inverse = np.unique(starts, return_inverse=True)
     low = np.arange(patches) * patch
-    high = np.minimum(low + patch, length)
-    covered = np.minimum(high, distinct[:, None] + size) - np.maximum(low, distinct[:, None])
-    return np.maximum(covered, 0) / (high - low), inverse
+    covered = np.minimum(low + patch, distinct[:, None] + size)
+    return np.maximum(covered - np.maximum(low, distinct[:, None]), 0), inverse
+
+
+def _clear(
+    store: StoreIndex,
+    place: np.ndarray,
+    size: int,
+    masks: tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]],
+) -> dict[str, np.ndarray]:
+    """Return clock -> (window,) mean share of its mask layer over the usable dates in range."""
+    out = {}
+    for name, entry in store.entries.items():
+        if entry.layer.kind == "mask" and entry.clock in masks[0]:
+            low, high = masks[1][entry.clock]
+            share = _share(store, name, place, size)[:, low:high]
+            ok = masks[0][entry.clock]
+            out[entry.clock] = (share * ok).sum(axis=1) / np.maximum(ok.sum(axis=1), 1)
+    return out
 
 
 def _periods(store: StoreIndex, window: Window) -> list[dict[str, tuple[int, int]]]:
@@ -215,12 +238,12 @@ def _table(
     store: StoreIndex,
     number: int,
     place: np.ndarray,
-    found: tuple[list[dict[str, tuple[int, int]]], list[np.ndarray]],
+    found: tuple[list[dict[str, tuple[int, int]]], list[np.ndarray], list[dict[str, np.ndarray]]],
     size: int,
 ) -> Table:
     from pyproj import Transformer
 
-    pieces, keeps = found
+    pieces, keeps, clear = found
     rows = [np.flatnonzero(k).astype(np.int32) for k in keeps]
     windows = np.concatenate(rows) if rows else np.empty(0, np.int32)
     easting, northing = store.corner(place[:, 0] + size / 2, place[:, 1] + size / 2)
@@ -241,6 +264,10 @@ def _table(
             )
             for c in store.days
         },
+        clear={
+            c: np.concatenate([m[c][r] for m, r in zip(clear, rows, strict=True)]).astype("f4")
+            for c in clear[0]
+        },
         lonlat=lonlat[windows],
     )
 
@@ -260,6 +287,12 @@ def _concat(tables: Sequence[Table], clocks: Sequence[str]) -> Table:
         ranges={
             c: np.concatenate([t.ranges.get(c, z) for t, z in zip(tables, none[c], strict=True)])
             for c in clocks
+        },
+        clear={
+            c: np.concatenate(
+                [t.clear.get(c, np.full(len(t.id), np.nan, np.float32)) for t in tables]
+            )
+            for c in sorted({c for t in tables for c in t.clear})
         },
         lonlat=column("lonlat"),
     )

@@ -38,6 +38,8 @@ class Table:
     """int64, number in the plan; kept by subsets, so that dates do not depend on a split."""
     ranges: Mapping[str, np.ndarray]
     """Clock -> (n, 2) int32, first step and one past the last; 0, 0 where the cube lacks it."""
+    clear: Mapping[str, np.ndarray]
+    """Clock -> (n,) float32 mean share of clear pixels over the usable dates; NaN without."""
     lonlat: np.ndarray
     """(n, 2) float64, degrees, centre of the window."""
 
@@ -50,6 +52,7 @@ class Table:
             x=self.x[rows],
             id=self.id[rows],
             ranges={k: v[rows] for k, v in self.ranges.items()},
+            clear={k: v[rows] for k, v in self.clear.items()},
             lonlat=self.lonlat[rows],
         )
 
@@ -163,7 +166,8 @@ class Samples:
         pandas.DataFrame
             Columns ``id, store, aoi, crs, y, x`` (upper left pixel), ``left, bottom, right, top``
             (CRS units), ``lon, lat`` (centre), ``start, end`` (UTC, first and last step in range)
-            and ``<clock>_dates``, the number of usable dates.
+            ``<clock>_dates``, the number of usable dates, and where the sensor has such a mask
+            ``<clock>_clear``, the mean share of clear pixels over those dates (of whole patches).
         """
         t = self._table
         bounds = self.bounds()
@@ -184,6 +188,7 @@ class Samples:
         for clock in self.clocks:
             counts = [len(self._candidates(i, clock)) for i in range(len(self))]
             columns[f"{clock}_dates"] = np.array(counts, np.int32)
+        columns |= {f"{clock}_clear": share for clock, share in t.clear.items()}
         return pd.DataFrame(columns)
 
     def bounds(self) -> np.ndarray:
@@ -437,9 +442,17 @@ def _mix(z: int) -> int:
 
 def _common_layers(stores: Sequence[StoreIndex]) -> dict[str, Layer]:
     layers: dict[str, Layer] = {}
+    kinds: dict[str, tuple[str, str]] = {}
     for store in stores:
         for name, entry in store.entries.items():
             known = layers.setdefault(name, entry.layer)
+            kind = kinds.setdefault(name, (entry.calibration, store.path))
+            if kind[0] != entry.calibration:
+                raise CubeError(
+                    f"{store.path} has {name} as {entry.calibration or 'nothing stated'}, and "
+                    f"{kind[1]} as {kind[0] or 'nothing stated'}: calibrations do not mix; plan "
+                    "these stores apart"
+                )
             if known.channels != entry.layer.channels:
                 raise CubeError(
                     f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "

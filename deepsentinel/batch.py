@@ -9,6 +9,8 @@ Shape letters: B samples, T dates, K tracks, C channels, L layers, H and W pixel
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -107,7 +109,7 @@ def loader(
     workers: int = 0,
     seed: int = 0,
     device: torch.device | str | None = None,
-    stream: Stream | None = None,
+    **how: Any,
 ) -> Loader:
     """Return an iterable of batches, one epoch per pass.
 
@@ -123,14 +125,25 @@ def loader(
         Order and dates are a pure function of (seed, epoch, step).
     device
         Batches arrive there; on CUDA through pinned buffers and a stream of their own.
-    stream
-        How it runs.
+    **how
+        Any field of `Stream`: ``shuffle``, ``drop_last``, ``rank``, ``world``, ``threads``,
+        ``prefetch``, ``context``, ``timeout``.
 
     Raises
     ------
     CubeError
-        No sample, fewer samples than a batch with ``drop_last``, sizes that make no sense.
+        No sample, fewer samples than a batch with ``drop_last``, sizes that make no sense, an
+        unknown option.
     """
+    fields = [f.name for f in dataclasses.fields(Stream)]
+    for name in how:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            raise CubeError(
+                f"loader has no option {name!r}{f'; did you mean {near[0]!r}?' if near else ''} "
+                f"It takes {', '.join(fields)}"
+            )
+    stream = Stream(**how)
     return Loader(samples, batch_size, workers=workers, seed=seed, device=device, stream=stream)
 
 
@@ -154,6 +167,7 @@ class Loader:
         self.stream = how
         self.epoch = 0
         self._step = 0
+        self._begun = False
         self._fingerprint = int(samples.sha256[:15], 16)
 
     def __len__(self) -> int:
@@ -183,8 +197,14 @@ class Loader:
         return cached[1]
 
     def set_epoch(self, epoch: int) -> None:
-        """Start the next pass at the beginning of `epoch`."""
-        self.epoch, self._step = epoch, 0
+        """Let the next pass be `epoch`, from its beginning."""
+        self.epoch, self._step, self._begun = epoch, 0, False
+
+    def close(self) -> None:
+        """End worker processes, if there are any; the loader can be used again."""
+        made: Workers | None = self.__dict__.pop("_made", None)
+        if made is not None:
+            made.close()
 
     def state_dict(self) -> dict[str, int]:
         """Return where the stream is: the next batch is `step` of `epoch`."""
@@ -217,17 +237,25 @@ class Loader:
                     f"{state.get(key)}, is {mine[key]}); build the loader as it was, or start anew"
                 )
         self.epoch, self._step = int(state["epoch"]), int(state["step"])
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches of the epoch from the current step; then the next epoch is due."""
+        self._begun = False
         if self._step >= len(self):
             self.set_epoch(self.epoch + 1)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of one epoch.
+
+        The first pass begins where `set_epoch` or `load_state_dict` say (epoch 0, step 0 without
+        them); every later one is the next epoch from its beginning, also where the pass before
+        was broken off.
+        """
+        if self._begun:
+            self.set_epoch(self.epoch + 1)
+        self._begun = True
         read = self._by_threads if self.workers == 0 else self._by_workers
         steps = range(self._step, len(self))
         for step, batch in zip(steps, self._on_device(read(steps)), strict=True):
             self._step = step + 1
             yield batch
-        self.set_epoch(self.epoch + 1)
 
     def _draw(self) -> int | None:
         """Return the epoch that dates are drawn for; None: evenly spread."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,16 +96,16 @@ class Workers:
         self._ring = Ring(samples, batch_size)
         slots = workers * prefetch + 2
         _check_shared(slots * self._ring.size)
-        shared = [
-            torch.empty(self._ring.size, dtype=torch.uint8).share_memory_() for _ in range(slots)
-        ]
+        shared = [torch.empty(self._ring.size, dtype=torch.uint8) for _ in range(slots)]
+        for slot in shared:
+            slot.share_memory_()  # type: ignore[no-untyped-call]
         self._ring.free.extend(s.numpy() for s in shared)
         self._number = {s.data_ptr(): i for i, s in enumerate(shared)}
         self._order: Order = ()
         self._lent: list[Lease | None] = []
         self._loader: DataLoader[int] = DataLoader(
             _Decoder(samples, shared, batch_size, max(1, threads // workers)),
-            batch_sampler=_Sampler(self._keys),  # type: ignore[arg-type]
+            batch_sampler=_Sampler(self._keys),
             num_workers=workers,
             collate_fn=_as_is,
             multiprocessing_context=context,
@@ -112,6 +113,12 @@ class Workers:
             persistent_workers=True,
             timeout=timeout,
         )
+        # Left to the interpreter's exit, workers outlive their queues and it warns of leaks.
+        weakref.finalize(self, _end, self._loader)
+
+    def close(self) -> None:
+        """End the processes."""
+        _end(self._loader)
 
     def _keys(self) -> Iterator[tuple[int, np.ndarray, int | None]]:
         """Yield what each batch is; runs in this process, when a worker is given work."""
@@ -164,6 +171,13 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[Any]:
         return self._keys()
+
+
+def _end(loader: DataLoader[int]) -> None:
+    running = loader._iterator
+    if running is not None:
+        running._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None
 
 
 def _as_is(value: Any) -> Any:

@@ -24,7 +24,8 @@ CUBES = (
     "pool", "stream", "index", "sampleset", "splits", "samples", "stats", "",
 )  # fmt: skip
 DEEPSENTINEL = (
-    "ring", "batch", "model", "backbones", "augment", "recipe", "objectives", "sources", "checkpoint",
+    "ring", "normalise", "workers", "batch",
+    "model", "backbones", "augment", "recipe", "objectives", "sources", "checkpoint",
     "train",
     "metrics", "baselines", "tasks", "landcover", "vegetation", "evaluate", "embed",
     "pictures", "charts", "report", "explore", "stages", "archives", "demo", "cli", "",
