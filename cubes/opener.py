@@ -5,6 +5,7 @@ Every read of a pixel runs inside `with_dataset`; nothing else in `cubes` opens 
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import re
@@ -145,6 +146,10 @@ if hasattr(os, "register_at_fork"):
 def close_all() -> None:
     """Close every dataset kept open for later reads (before deleting their files, say)."""
     _pool.clear()
+
+
+# rasterio 1.5 prints an error per dataset that is still open when the interpreter ends
+atexit.register(close_all)
 
 
 @lru_cache(maxsize=256)
