@@ -1,0 +1,305 @@
+"""Runs of dates on one track, interferometric pairs, S1-S2 matches, seasons and caps.
+
+Tables in, tables out. An acquisition table has one row per acquisition (pass over one place) and
+the columns ``time`` (datetime64, UTC) and ``track`` (for example ``132A``); ``place``,
+``platform``, ``burst`` and any others are used where named and carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from cubes.types import CubeError
+
+REPEAT_SLACK = pd.Timedelta("6h")
+"""Repeat passes come at the same time of day to within seconds; a pass of another track of the
+same place is at least half a day of phase away."""
+
+SEASONS = dict(
+    zip(
+        (12, *range(1, 12)),
+        np.repeat(["winter", "spring", "summer", "autumn"], 3).tolist(),
+        strict=True,
+    )
+)
+"""Seasons of the north as SEN12TS counts them: winter is January, February and December of one
+calendar year."""
+
+
+def _need(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    for column in columns:
+        if column not in table.columns:
+            have = ", ".join(map(str, table.columns))
+            raise CubeError(f"{what} needs a column {column!r}; the table has {have}")
+
+
+def _step(step: str | pd.Timedelta) -> pd.Timedelta:
+    length = pd.Timedelta(step)
+    if length <= pd.Timedelta(0):
+        raise CubeError(f"step {step!r} must be positive, for example '12D'")
+    return length
+
+
+def _groups(table: pd.DataFrame, by: Sequence[str]) -> list[str]:
+    return [c for c in by if c in table.columns]
+
+
+def chains(
+    table: pd.DataFrame, *, step: str = "12D", same_platform: bool = False
+) -> list[pd.DataFrame]:
+    """Return the longest runs of acquisitions exactly `step` apart on one track and place.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Acquisitions, with ``time`` and ``track``, optionally ``place`` and ``platform``.
+    step : str
+        Time between neighbours; `REPEAT_SLACK` either way.
+    same_platform : bool
+        Keep platforms apart (a 6-day run then falls into two of 12 days).
+
+    Returns
+    -------
+    list of DataFrame
+        One per run, rows in time order; every acquisition is in exactly one run.
+
+    Raises
+    ------
+    CubeError
+        A column is missing, or the step is not positive.
+    """
+    _need(table, ("time", "track"), "a run")
+    length = _step(step)
+    keys = _groups(table, ("place", "track", *(("platform",) if same_platform else ())))
+    out: list[pd.DataFrame] = []
+    for _, group in table.sort_values("time", kind="stable").groupby(keys, sort=True):
+        times = _ns(group["time"])
+        used = np.zeros(len(times), bool)
+        for first in range(len(times)):
+            if used[first]:
+                continue
+            run = [first]
+            used[first] = True
+            while (following := _at(times, used, int(times[run[-1]]) + length.value)) is not None:
+                run.append(following)
+                used[following] = True
+            out.append(group.iloc[run].reset_index(drop=True))
+    return out
+
+
+def _ns(times: pd.Series) -> np.ndarray:
+    """Return times as whole nanoseconds, so that arithmetic is the same in every pandas."""
+    return times.to_numpy().astype("datetime64[ns]").astype(np.int64)
+
+
+def _at(times: np.ndarray, used: np.ndarray, wanted: int) -> int | None:
+    """Return the unused time nearest to `wanted` within the slack, or None; nanoseconds."""
+    slack = REPEAT_SLACK.value
+    low, high = np.searchsorted(times, [wanted - slack, wanted + slack + 1])
+    near = [i for i in range(low, high) if not used[i]]
+    return min(near, key=lambda i: abs(int(times[i]) - wanted)) if near else None
+
+
+def runs(
+    table: pd.DataFrame,
+    *,
+    dates: int = 4,
+    step: str = "12D",
+    same_platform: bool = False,
+    pairs: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return every series of `dates` acquisitions exactly `step` apart, SEN12TS's rule by default.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Acquisitions, see `chains`.
+    dates, step, same_platform
+        Length and spacing of a series.
+    pairs : DataFrame, optional
+        Interferometric pairs with ``track``, ``secondary_time``, ``temporal_baseline`` (days) and
+        ``place`` where the table has it; then every date of a series needs a pair that ends there
+        and looks back one `step` (so that a series of 4 x 12 days looks back 48 days).
+
+    Returns
+    -------
+    DataFrame
+        One row per series: ``place``, ``track``, ``start``, ``end`` (the newest date), ``times``
+        (tuple, ascending) and ``rows`` (tuple of the table's index labels).
+
+    Raises
+    ------
+    CubeError
+        Fewer than one date, or a missing column.
+    """
+    if dates < 1:
+        raise CubeError(f"a series of {dates} dates is none; ask for at least 1")
+    table = table.assign(_row=table.index)
+    allowed = table if pairs is None else _with_pairs(table, pairs, _step(step))
+    out = []
+    for run in chains(allowed, step=step, same_platform=same_platform):
+        for first in range(len(run) - dates + 1):
+            part = run.iloc[first : first + dates]
+            out.append({
+                **{k: part[k].iloc[0] for k in _groups(part, ("place", "track"))},
+                "start": part["time"].iloc[0], "end": part["time"].iloc[-1],
+                "times": tuple(part["time"]), "rows": tuple(part["_row"]),
+            })  # fmt: skip
+    columns = [*_groups(table, ("place", "track")), "start", "end", "times", "rows"]
+    found = pd.DataFrame(out, columns=columns)
+    return found.sort_values(["end", *columns[:-4]], kind="stable").reset_index(drop=True)
+
+
+def _with_pairs(table: pd.DataFrame, pairs: pd.DataFrame, step: pd.Timedelta) -> pd.DataFrame:
+    _need(pairs, ("track", "secondary_time", "temporal_baseline"), "a series with coherence")
+    keys = [c for c in ("place", "track") if c in table.columns and c in pairs.columns]
+    looking_back = pairs[pairs["temporal_baseline"] == step / pd.Timedelta("1D")]
+    ends = {
+        key if isinstance(key, tuple) else (key,): _ns(group["secondary_time"])
+        for key, group in looking_back.groupby(keys, sort=False)
+    }
+    keep = []
+    for row in table[[*keys, "time"]].itertuples(index=False):
+        times = ends.get(tuple(row[:-1]), np.array([], np.int64))
+        keep.append(bool((np.abs(times - row[-1].value) <= REPEAT_SLACK.value).any()))
+    return table[keep]
+
+
+def pairs(table: pd.DataFrame, *, baselines: Sequence[int] = (6, 12)) -> pd.DataFrame:
+    """Return interferometric pairs: same place, track and burst, a wanted number of days apart.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Acquisitions with ``time`` and ``track``, optionally ``place`` and ``burst``.
+    baselines : sequence of int
+        Temporal baselines in days.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair: the shared columns, ``reference_time`` (the earlier),
+        ``secondary_time``, ``temporal_baseline`` (days), ``reference``, ``secondary`` (the table's
+        index labels), ordered by secondary then reference.
+
+    Raises
+    ------
+    CubeError
+        A baseline that is not positive: an image and itself are no pair.
+    """
+    _need(table, ("time", "track"), "a pair")
+    if not baselines or min(baselines) <= 0:
+        raise CubeError(f"temporal baselines {tuple(baselines)} must be positive days")
+    keys = _groups(table, ("place", "track", "burst"))
+    out = []
+    for key, group in table.sort_values("time", kind="stable").groupby(keys, sort=True):
+        shared = dict(zip(keys, key if isinstance(key, tuple) else (key,), strict=True))
+        times, stamps = _ns(group["time"]), group["time"].tolist()
+        for days in sorted(set(baselines)):
+            for i, time in enumerate(times):
+                unused = np.zeros(len(times), bool)
+                j = _at(times, unused, int(time) + pd.Timedelta(days=days).value)
+                if j is not None:
+                    out.append({
+                        **shared, "reference_time": stamps[i], "secondary_time": stamps[j],
+                        "temporal_baseline": days, "reference": group.index[i],
+                        "secondary": group.index[j],
+                    })  # fmt: skip
+    columns = [*keys, "reference_time", "secondary_time", "temporal_baseline", "reference",
+               "secondary"]  # fmt: skip
+    found = pd.DataFrame(out, columns=columns)
+    order = ["secondary_time", "reference_time", *keys]
+    return found.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+How = Literal["nearest", "random", "all"]
+
+
+def matches(
+    radar: pd.DataFrame,
+    optical: pd.DataFrame,
+    *,
+    max_gap: str = "3D",
+    how: How = "nearest",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return which optical acquisition goes with which radar one (or series), and how far apart.
+
+    Parameters
+    ----------
+    radar : DataFrame
+        Acquisitions with ``time``, or series of `runs` with ``end``: a series is matched against
+        its newest date.
+    optical : DataFrame
+        Acquisitions with ``time``; both with ``place``, or neither.
+    max_gap : str
+        Largest time between the two, inclusive.
+    how : {"nearest", "random", "all"}
+        Per radar row the nearest (the earlier of two equally near), one drawn at random from
+        `seed`, or all.
+    seed : int
+        For ``random``; the draw of a row does not depend on the other rows.
+
+    Returns
+    -------
+    DataFrame
+        ``radar``, ``optical`` (index labels), ``gap`` (optical minus radar, Timedelta), ``place``
+        where given; ordered by radar row, then gap.
+
+    Raises
+    ------
+    CubeError
+        Unknown `how`, negative gap, or a missing column.
+    """
+    if how not in ("nearest", "random", "all"):
+        raise CubeError(f"how={how!r} is not one of nearest, random, all")
+    limit = pd.Timedelta(max_gap)
+    if limit < pd.Timedelta(0):
+        raise CubeError(f"max_gap {max_gap!r} is negative")
+    when = "end" if "end" in radar.columns else "time"
+    _need(radar, (when,), "a match")
+    _need(optical, ("time",), "a match")
+    placed = "place" in radar.columns and "place" in optical.columns
+    by_place = dict(tuple(optical.groupby("place", sort=False))) if placed else {}
+    out = []
+    for number, (label, row) in enumerate(radar.iterrows()):
+        near = by_place.get(row["place"], optical.iloc[:0]) if placed else optical
+        gaps = near["time"] - row[when]
+        close = gaps[gaps.abs() <= limit]
+        close = close.iloc[np.lexsort((close.to_numpy(), close.abs().to_numpy()))]
+        if how == "nearest":
+            close = close.iloc[:1]
+        elif how == "random" and len(close):
+            pick = np.random.default_rng([seed, number]).integers(len(close))
+            close = close.iloc[[int(pick)]]
+        out += [
+            {**({"place": row["place"]} if placed else {}), "radar": label, "optical": other,
+             "gap": gap}
+            for other, gap in close.items()
+        ]  # fmt: skip
+    return pd.DataFrame(out, columns=[*(["place"] if placed else []), "radar", "optical", "gap"])
+
+
+def season(times: pd.Series) -> pd.Series:
+    """Return the season of each time: winter, spring, summer or autumn (see `SEASONS`)."""
+    return times.dt.month.map(SEASONS)
+
+
+def cap(table: pd.DataFrame, most: int, *, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Return at most `most` rows per group, drawn at random from `seed`, in the table's order.
+
+    Raises
+    ------
+    CubeError
+        A column is missing, or `most` is below 1.
+    """
+    if most < 1:
+        raise CubeError(f"a cap of {most} keeps nothing; leave it out or give at least 1")
+    _need(table, by, "a cap")
+    rank = pd.Series(np.random.default_rng(seed).random(len(table)), index=table.index)
+    kept = rank.groupby([table[c] for c in by]).rank(method="first") <= most
+    return table[kept]

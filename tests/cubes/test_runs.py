@@ -1,0 +1,173 @@
+"""Series, pairs, matches and caps: against brute force, and on the real OPERA dates."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cubes import runs
+from cubes.types import CubeError
+
+START = pd.Timestamp("2020-01-01T05:41:00")
+
+
+def acquisitions(days: list[int], track: str = "37D", **columns: object) -> pd.DataFrame:
+    times = [START + pd.Timedelta(days=d) for d in days]
+    return pd.DataFrame({"time": pd.to_datetime(times), "track": track, **columns})
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    days=st.lists(st.integers(0, 30), unique=True, max_size=14),
+    dates=st.integers(1, 4),
+    step=st.sampled_from([1, 2, 3]),
+)
+def test_series_equal_brute_force(days: list[int], dates: int, step: int) -> None:
+    days = [6 * d for d in days]
+    table = acquisitions(days)
+    found = runs.runs(table, dates=dates, step=f"{6 * step}D")
+    possible = [tuple(first + 6 * step * i for i in range(dates)) for first in days]
+    expected = {chain for chain in possible if set(chain) <= set(days)}
+    got = {tuple(int((t - START) / pd.Timedelta("1D")) for t in times) for times in found["times"]}
+    assert got == expected
+    assert len(found) == len(expected)
+    shuffled = runs.runs(table.sample(frac=1, random_state=1), dates=dates, step=f"{6 * step}D")
+    assert list(shuffled["times"]) == list(found["times"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 12), st.sampled_from("AB"), st.sampled_from(["t1", "t2"])),
+        unique=True, max_size=12,
+    )
+)  # fmt: skip
+def test_pairs_equal_brute_force(rows: list[tuple[int, str, str]]) -> None:
+    table = pd.DataFrame(
+        {"time": [START + pd.Timedelta(days=6 * d) for d, _, _ in rows],
+         "place": [p for _, p, _ in rows], "track": [t for _, _, t in rows]}
+    )  # fmt: skip
+    table["time"] = pd.to_datetime(table["time"])
+    expected = {
+        (i, j, 6 * (b[0] - a[0]))
+        for (i, a), (j, b) in itertools.permutations(enumerate(rows), 2)
+        if a[1:] == b[1:] and b[0] - a[0] in (1, 2)
+    }
+    found = runs.pairs(table, baselines=(6, 12))
+    got = set(zip(found["reference"], found["secondary"], found["temporal_baseline"], strict=True))
+    assert got == expected
+    assert (found["reference_time"] < found["secondary_time"]).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    radar=st.lists(st.integers(0, 60), max_size=8),
+    optical=st.lists(st.integers(0, 60), max_size=8),
+    gap=st.integers(0, 10),
+)
+def test_matches_equal_brute_force(radar: list[int], optical: list[int], gap: int) -> None:
+    one, two = acquisitions(radar), acquisitions(optical)
+    everything = runs.matches(one, two, max_gap=f"{gap}D", how="all")
+    expected = {
+        (i, j) for i, a in enumerate(radar) for j, b in enumerate(optical) if abs(a - b) <= gap
+    }
+    assert set(zip(everything["radar"], everything["optical"], strict=True)) == expected
+    nearest = runs.matches(one, two, max_gap=f"{gap}D").set_index("radar")
+    drawn = runs.matches(one, two, max_gap=f"{gap}D", how="random", seed=4)
+    again = runs.matches(one, two, max_gap=f"{gap}D", how="random", seed=4)
+    pd.testing.assert_frame_equal(drawn, again)
+    for i, a in enumerate(radar):
+        close = [b for b in optical if abs(a - b) <= gap]
+        assert (i in nearest.index) == bool(close) == (i in set(drawn["radar"]))
+        if close:
+            assert abs(optical[nearest.loc[i, "optical"]] - a) == min(abs(b - a) for b in close)
+    assert set(zip(drawn["radar"], drawn["optical"], strict=True)) <= expected
+
+
+def test_random_matches_do_not_always_take_the_nearest() -> None:
+    radar = acquisitions([100] * 40)
+    optical = acquisitions([98, 99, 100, 101, 102])
+    assert runs.matches(radar, optical, how="random")["optical"].nunique() == 5
+
+
+def test_a_series_is_matched_against_its_newest_date() -> None:
+    series = runs.runs(acquisitions([0, 12, 24, 36]))
+    assert len(runs.matches(series, acquisitions([34]))) == 1
+    assert runs.matches(series, acquisitions([1, 20])).empty
+
+
+def test_every_date_needs_a_pair_that_ends_there() -> None:
+    table = acquisitions([0, 12, 24, 36, 48])
+    pairs = runs.pairs(table, baselines=(12,))
+    # the first date has no pair that ends on it, so one series remains
+    assert len(runs.runs(table)) == 2
+    with_coherence = runs.runs(table, pairs=pairs)
+    assert [t.day for t in with_coherence["times"].iloc[0]] == [13, 25, 6, 18]
+    assert len(with_coherence) == 1
+    # a 24-day pair does not stand in for a 12-day one
+    assert runs.runs(table, pairs=pairs.assign(temporal_baseline=24)).empty
+
+
+def test_platforms_can_be_kept_apart() -> None:
+    table = acquisitions([0, 6, 12, 18, 24, 30], platform=["a", "b"] * 3)
+    assert [len(c) for c in runs.chains(table, step="6D")] == [6]
+    assert sorted(len(c) for c in runs.chains(table, step="12D", same_platform=True)) == [3, 3]
+
+
+def test_seasons_and_caps() -> None:
+    times = pd.Series(pd.to_datetime(["2020-12-01", "2020-02-29", "2020-03-01", "2020-08-31"]))
+    assert runs.season(times).tolist() == ["winter", "winter", "spring", "summer"]
+    table = pd.DataFrame({"tile": np.repeat(["a", "b"], 10), "n": range(20)})
+    kept = runs.cap(table, 4, by=["tile"], seed=1)
+    assert kept.groupby("tile").size().tolist() == [4, 4]
+    assert kept["n"].is_monotonic_increasing
+    assert not kept.equals(runs.cap(table, 4, by=["tile"], seed=2))
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda t: runs.runs(t, dates=0), "is none"),
+        (lambda t: runs.runs(t, step="0D"), "must be positive"),
+        (lambda t: runs.pairs(t, baselines=(0,)), "must be positive days"),
+        (lambda t: runs.matches(t, t, how="best"), "not one of"),
+        (lambda t: runs.matches(t, t, max_gap="-1D"), "negative"),
+        (lambda t: runs.runs(t.drop(columns="track")), "needs a column 'track'"),
+        (lambda t: runs.cap(t, 0, by=["track"]), "keeps nothing"),
+    ],
+)
+def test_wrong_rules_are_refused(call, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        call(acquisitions([0, 12]))
+
+
+NAME = re.compile(r"RTC-S1_(T\d{3}-\d{6}-IW\d)_(\d{8}T\d{6})Z_\d{8}T\d{6}Z_(S1[A-Z])_30")
+
+
+@pytest.mark.real
+def test_real_opera_dates_give_the_known_series(real: Path) -> None:
+    rows = []
+    for path in sorted((real / "opera-rtc" / "T137-292318-IW1").glob("*_VV.tif")):
+        found = NAME.search(path.name)
+        assert found, path.name
+        rows.append({"place": found[1], "track": "137D", "time": found[2], "platform": found[3]})
+    table = pd.DataFrame(rows)
+    table["time"] = pd.to_datetime(table["time"], format="%Y%m%dT%H%M%S")
+    assert len(table) == 21
+    six = [len(c) for c in runs.chains(table, step="6D")]
+    assert max(six) == 6
+    longest = next(c for c in runs.chains(table, step="6D") if len(c) == 6)
+    assert longest["time"].dt.year.unique().tolist() == [2021]
+    assert longest["platform"].nunique() == 2
+    twelve = sorted(len(c) for c in runs.chains(table, step="12D"))
+    assert twelve[-4:] == [3, 3, 6, 8]
+    series = runs.runs(table)
+    assert len(series) == 3 + 5
+    assert (series["start"].dt.year > 2021).all()
