@@ -52,12 +52,15 @@ name, would read other files and other hosts."""
 
 _S3 = {"s3": "/vsis3/", "gs": "/vsigs/"}
 _QUERY = re.compile(r"\?[\w.%~-]+=[^\s'\"<>,]*")
-_SECRET = re.compile(r"(?i)(authorization|bearer|sig|token|signature)([=:]\s*|\s+)[^\s&'\",}]+")
+_SECRET = re.compile(
+    r"(?i)(authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?|bearer\s+|"
+    r"\b(?:sig|token|signature)\s*[=:]\s*)[^\s&'\",}]+"
+)
 
 
 def redact(text: str) -> str:
     """Return `text` with query strings of URLs and files, and bearer tokens, taken out."""
-    return _SECRET.sub(r"\1\2[redacted]", _QUERY.sub("?[redacted]", text))
+    return _SECRET.sub(r"\1[redacted]", _QUERY.sub("?[redacted]", text))
 
 
 heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)
