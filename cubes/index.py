@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from cubes import ledger, stream
-from cubes.types import CubeError, Layer
+from cubes.types import CubeError, Layer, Plan
 
 _Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
 
@@ -128,6 +128,27 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
         track=_tracks(axes),
         years=tuple(int(y) for y in axes.get(("labels", "year"), {}).get("year", ())),
     )
+
+
+def alignment(
+    plan: Plan,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
+    """Return how the steps of a cube belong together.
+
+    Returns
+    -------
+    clocks
+        Group -> days since 2000-01-01 of its dates, float64, ascending.
+    pairs
+        For each Sentinel-1 date the interferometric pair that ends there, int32, -1 where none;
+        None without pairs.
+    track
+        For each Sentinel-1 date its plane of the per-track layers, int16, -1 where none; None
+        without such layers.
+    """
+    axes = {(a.group, a.dim): a.coords for a in plan.axes}
+    clocks = _clocks(axes)
+    return clocks, _pairs(axes, clocks), _tracks(axes)
 
 
 def _clocks(axes: _Axes) -> dict[str, np.ndarray]:
