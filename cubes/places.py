@@ -1,0 +1,289 @@
+"""Where to sample: equal-area land points in space and time, and patches that cover geometries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+from shapely.geometry import shape
+
+from cubes.grid import as_aoi, utm_crs
+from cubes.types import AOI, CubeError, Grid
+
+EQUAL_AREA = "EPSG:6933"
+"""Cylindrical equal-area projection of the WGS84 ellipsoid: uniform there is uniform on Earth."""
+
+SOUTHERNMOST, NORTHERNMOST = -60.0, 80.0
+"""No land but Antarctica lies further south; Sentinel-2 sees no further north than 83 degrees."""
+
+PATCH = 2560.0
+"""Edge of a patch in metres: 256 pixels of 10 m, one cell of the lattice."""
+
+
+@cache
+def _countries() -> dict[str, shapely.Geometry]:
+    """Return land by ISO 3166 two-letter code, Antarctica left out (Natural Earth 1:110m)."""
+    text = files("cubes.registry").joinpath("land.json").read_text(encoding="utf-8")
+    parts: dict[str, list[shapely.Geometry]] = {}
+    for feature in json.loads(text)["features"]:
+        code = feature["properties"]["code"]
+        if code != "AQ":
+            parts.setdefault(code, []).append(shape(feature["geometry"]))
+    return {code: shapely.union_all(geometries) for code, geometries in parts.items()}
+
+
+def countries() -> tuple[str, ...]:
+    """Return the codes that `points` knows, ISO 3166 two-letter."""
+    return tuple(sorted(_countries()))
+
+
+def land(within: Any = None) -> shapely.Geometry:
+    """Return land without Antarctica, EPSG:4326, whole or within something.
+
+    Parameters
+    ----------
+    within : str, sequence of str, or area, optional
+        Country codes (ISO 3166, two letters), or anything `cubes.aoi` takes; an area is cut by
+        the coast.
+
+    Raises
+    ------
+    CubeError
+        Unknown country code, or an area without land.
+    """
+    known = _countries()
+    if within is None:
+        return shapely.union_all(list(known.values()))
+    codes = [within] if isinstance(within, str) else within
+    if isinstance(codes, Sequence) and codes and all(_is_code(c) for c in codes):
+        for code in codes:
+            if code.upper() not in known:
+                raise CubeError(
+                    f"unknown country code {code!r}; two letters of ISO 3166, for example "
+                    f"{', '.join(sorted(known)[:8])}"
+                )
+        return shapely.union_all([known[c.upper()] for c in codes])
+    area = as_aoi(within).geometry
+    found = shapely.intersection(shapely.union_all(list(known.values())), area)
+    if found.is_empty or found.area == 0:
+        raise CubeError(
+            f"there is no land within {area.bounds} on a map of 1:110 million; small islands are "
+            "not on it: give the points yourself"
+        )
+    return found
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 2 and value.isalpha()
+
+
+def windows(time: tuple[Any, Any], length: str = "12D") -> list[tuple[pd.Timestamp, pd.Timestamp]]:
+    """Return the whole windows of `length` that fit in a time range, first to last.
+
+    Raises
+    ------
+    CubeError
+        Reversed, or shorter than one window.
+    """
+    start, stop = (pd.Timestamp(t) for t in time)
+    step = pd.Timedelta(length)
+    if step <= pd.Timedelta(0):
+        raise CubeError(f"a window of {length!r} must be positive")
+    count = int((stop - start) / step)
+    if count < 1:
+        raise CubeError(
+            f"{start:%Y-%m-%d} to {stop:%Y-%m-%d} holds no window of {length}; give a later end"
+        )
+    return [(start + i * step, start + (i + 1) * step) for i in range(count)]
+
+
+def points(
+    n: int,
+    *,
+    seed: int,
+    time: tuple[Any, Any] | None = None,
+    within: Any = None,
+    window: str = "12D",
+    size: float = PATCH,
+) -> pd.DataFrame:
+    """Return exactly `n` land points, uniform by area, equally many in each time window.
+
+    Parameters
+    ----------
+    n : int
+        Number of points.
+    seed : int
+        The same seed gives the same points.
+    time : (start, end), optional
+        Cut into whole windows of `window`; the first ``n mod windows`` of them get one point more.
+    within : optional
+        See `land`; strata are drawn by calling once per stratum.
+    window : str
+        Length of a time window: 12 days are one repeat of a Sentinel-1 satellite.
+    size : float
+        Edge of the patch around a point, metres.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per point: ``aoi`` (`AOI`, a point with its size), ``lon``, ``lat`` (degrees),
+        ``country``, and with `time` ``start``, ``end`` (UTC).
+
+    Raises
+    ------
+    CubeError
+        n below 1; unknown country; no land; a time range without a window.
+    """
+    if n < 1:
+        raise CubeError(f"cannot draw {n} points; ask for at least 1")
+    area = land(within)
+    slots = windows(time, window) if time is not None else [None]
+    counts = [n // len(slots) + (i < n % len(slots)) for i in range(len(slots))]
+    lonlat = np.concatenate(
+        [_draw(area, count, np.random.default_rng([seed, i])) for i, count in enumerate(counts)]
+    )
+    table = pd.DataFrame({"lon": lonlat[:, 0].round(6), "lat": lonlat[:, 1].round(6)})
+    table.insert(0, "aoi", [_point(lon, lat, size) for lon, lat in lonlat.round(6)])
+    table["country"] = _country_of(lonlat)
+    if time is not None:
+        which = np.repeat(np.arange(len(slots)), counts)
+        table["start"] = pd.to_datetime([slots[i][0] for i in which])  # type: ignore[index]
+        table["end"] = pd.to_datetime([slots[i][1] for i in which])  # type: ignore[index]
+    return table
+
+
+def _point(lon: float, lat: float, size: float) -> AOI:
+    return AOI(name=f"lat_{lat:.4f}_lon_{lon:.4f}", wkt=f"POINT ({lon:g} {lat:g})", size=size)
+
+
+def _draw(area: shapely.Geometry, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Return `n` points of an area by rejection in an equal-area projection, degrees (n, 2)."""
+    from pyproj import Transformer
+
+    plane = Transformer.from_crs("EPSG:4326", EQUAL_AREA, always_xy=True)
+    west, south, east, north = area.bounds
+    south, north = max(south, SOUTHERNMOST), min(north, NORTHERNMOST)
+    (x0, x1), (y0, y1) = plane.transform([west, east], [south, north])
+    shapely.prepare(area)
+    found: list[npt.NDArray[np.float64]] = []
+    have = 0
+    while have < n:
+        # land is 3 in 10 of the globe: a few rounds suffice, and few are thrown away
+        tries = max(256, int((n - have) * 3.6))
+        x, y = rng.uniform(x0, x1, tries), rng.uniform(y0, y1, tries)
+        lon, lat = plane.transform(x, y, direction="INVERSE")
+        inside = shapely.contains_xy(area, lon, lat)
+        found.append(np.stack([lon[inside], lat[inside]], axis=1))
+        have += int(inside.sum())
+    return np.concatenate(found)[:n]
+
+
+def _country_of(lonlat: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
+    known = _countries()
+    tree = shapely.STRtree(list(known.values()))
+    point, country = tree.query(shapely.points(lonlat), predicate="within")
+    out = np.full(len(lonlat), "", object)
+    # last to first, so that on a shared border the first code stays
+    out[point[::-1]] = np.array(list(known), object)[country[::-1]]
+    return out
+
+
+def patches(geometries: Any, *, size: float = PATCH, resolution: float = 10.0) -> pd.DataFrame:
+    """Return the lattice cells that cover vector geometries, each with its source row.
+
+    Parameters
+    ----------
+    geometries : GeoDataFrame, GeoSeries or iterable of shapely geometries
+        In any CRS where it has one, else longitude and latitude.
+    size : float
+        Edge of a cell in metres; cells lie on the lattice of multiples of it.
+    resolution : float
+        Pixel edge of the grids, metres.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per geometry and cell: ``row`` (index label of the source), ``crs``, ``x``, ``y``
+        (west and north edge, metres), ``share`` (of the cell that the geometry covers), ``aoi``
+        and ``grid``. Rows that match no cell (empty, or beyond the range of UTM) are listed in
+        ``attrs["unmatched"]``.
+
+    Raises
+    ------
+    CubeError
+        A table without a CRS; a cell that is not a whole number of pixels.
+    """
+    if abs(size / resolution - round(size / resolution)) > 1e-9:
+        raise CubeError(f"a patch of {size} m is not a whole number of pixels of {resolution} m")
+    rows: list[dict[str, Any]] = []
+    unmatched: list[Any] = []
+    for label, geometry in _labelled(geometries):
+        cells = list(_cells(geometry, size)) if _coverable(geometry) else []
+        if not cells:
+            unmatched.append(label)
+        rows += [{"row": label, **_patch(c, size, resolution)} for c in cells]
+    table = pd.DataFrame(rows, columns=["row", "crs", "x", "y", "share", "aoi", "grid"])
+    table.attrs["unmatched"] = unmatched
+    return table
+
+
+def _labelled(geometries: Any) -> Iterable[tuple[Any, shapely.Geometry]]:
+    if hasattr(geometries, "to_crs"):
+        if geometries.crs is None:
+            raise CubeError("the table of geometries has no CRS; set one with .set_crs(...)")
+        series = geometries.to_crs("EPSG:4326").geometry
+        return list(series.items())
+    return list(enumerate(geometries))
+
+
+def _coverable(geometry: Any) -> bool:
+    if geometry is None or geometry.is_empty:
+        return False
+    _, south, _, north = geometry.bounds
+    return bool(south >= -80 and north <= 84)
+
+
+def _cells(geometry: shapely.Geometry, size: float) -> Iterable[tuple[str, float, float, float]]:
+    """Yield (crs, west, north, share) of the cells that a geometry touches, row by row."""
+    from pyproj import Transformer
+
+    centre = geometry.centroid
+    crs = utm_crs(centre.x, centre.y)
+    forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    flat = shapely.transform(
+        shapely.segmentize(geometry, 0.01), lambda xy: np.column_stack(forward.transform(*xy.T))
+    )
+    left, bottom, right, top = flat.bounds
+    columns = np.arange(np.floor(left / size), np.floor(right / size) + 1) * size
+    lines = np.arange(np.floor(bottom / size), np.floor(top / size) + 1)[::-1] * size
+    shapely.prepare(flat)
+    for south in lines:
+        boxes = shapely.box(columns, south, columns + size, south + size)
+        for west, box in zip(columns, boxes, strict=True):
+            if flat.intersects(box):
+                share = shapely.intersection(flat, box).area / size**2
+                yield crs, float(west), float(south + size), float(share)
+
+
+def _patch(cell: tuple[str, float, float, float], size: float, resolution: float) -> dict[str, Any]:
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+    from pyproj import Transformer
+
+    crs, west, north, share = cell
+    edge = round(size / resolution)
+    box = GeoBox((edge, edge), Affine(resolution, 0, west, 0, -resolution, north), crs)
+    back = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    outline = shapely.segmentize(shapely.box(west, north - size, west + size, north), size / 4)
+    polygon = shapely.transform(outline, lambda xy: np.column_stack(back.transform(*xy.T)))
+    return {
+        "crs": crs, "x": west, "y": north, "share": share, "aoi": as_aoi(polygon),
+        "grid": Grid(geobox=box),
+    }  # fmt: skip

@@ -1,0 +1,134 @@
+"""Points uniform by area and equal in time; patches that keep their source row."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from scipy.stats import chi2
+
+from cubes import places
+from cubes.grid import geobox
+from cubes.types import CubeError
+
+
+def test_a_hundred_thousand_points_take_seconds_and_none_lies_in_antarctica() -> None:
+    began = time.perf_counter()
+    table = places.points(100_000, seed=1)
+    assert time.perf_counter() - began < 10
+    assert len(table) == 100_000
+    assert table["lat"].min() > -60
+    assert shapely.contains_xy(places.land(), table["lon"], table["lat"]).mean() > 0.9999
+    assert (table["country"] != "").all()
+    assert "AQ" not in set(table["country"])
+
+
+def test_points_are_uniform_by_area() -> None:
+    """Chi-square over equal-area cells of 10 degrees, against the land's own area in each."""
+    from pyproj import Geod
+
+    geod = Geod(ellps="WGS84")
+    land = places.land()
+    cells, areas = [], []
+    for west in range(-180, 180, 20):
+        for south in range(-60, 80, 10):
+            part = shapely.intersection(land, shapely.box(west, south, west + 20, south + 10))
+            area = abs(geod.geometry_area_perimeter(shapely.segmentize(part, 0.5))[0])
+            if area > 2e11:
+                cells.append((west, south))
+                areas.append(area)
+    share = np.array(areas) / sum(areas)
+    passed = 0
+    for seed in range(20):
+        table = places.points(20_000, seed=seed)
+        key = list(zip((table["lon"] // 20 * 20).astype(int), (table["lat"] // 10 * 10).astype(int),
+                       strict=True))  # fmt: skip
+        counts = pd.Series(key).value_counts().reindex(cells, fill_value=0).to_numpy()
+        expected = share * counts.sum()
+        statistic = ((counts - expected) ** 2 / expected).sum()
+        passed += chi2.sf(statistic, len(cells) - 1) > 0.01
+    assert passed >= 18
+
+
+def test_the_north_gets_its_share_and_no_more() -> None:
+    """Uniform in degrees would put 20 % of the points between 60 and 75 N; the land has 11 %."""
+    lat = places.points(50_000, seed=2)["lat"]
+    assert ((lat > 60) & (lat < 75)).mean() == pytest.approx(0.111, abs=0.006)
+
+
+@pytest.mark.real
+def test_no_part_of_eurasia_is_lost_at_the_antimeridian(real: Path) -> None:
+    """The easternmost tip of Russia lies west of 180 degrees; points fall on both sides."""
+    table = places.points(60_000, seed=3, within=["RU"])
+    assert (table["lon"] < -170).any()
+    assert (table["lon"] > 175).any()
+    topology = json.loads((real / "naturalearth" / "countries-110m.json").read_text())
+    assert len(topology["objects"]["countries"]["geometries"]) == len(places.countries()) + 3
+
+
+def test_equal_counts_per_window_and_exactly_n() -> None:
+    table = places.points(100, seed=4, time=("2019-08-01", "2019-09-17"))
+    counts = table.groupby("start").size()
+    assert counts.sum() == 100
+    assert len(counts) == 3  # whole 12-day windows
+    assert set(counts) == {33, 34}
+    assert ((table["end"] - table["start"]) == pd.Timedelta("12D")).all()
+
+
+def test_seeds_decide() -> None:
+    one, two = places.points(50, seed=5), places.points(50, seed=5)
+    pd.testing.assert_frame_equal(one, two)
+    assert not one["lon"].equals(places.points(50, seed=6)["lon"])
+
+
+def test_within_countries_and_areas() -> None:
+    assert set(places.points(200, seed=7, within=["FR", "de"])["country"]) <= {"FR", "DE"}
+    table = places.points(200, seed=7, within=(5.0, 45.0, 8.0, 50.0))
+    assert table["lon"].between(5, 8).all()
+    assert table["lat"].between(45, 50).all()
+    assert geobox(table["aoi"].iloc[0]).shape == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: places.points(0, seed=0), "at least 1"),
+        (lambda: places.points(1, seed=0, within=["ZZ"]), "unknown country code 'ZZ'"),
+        (lambda: places.points(1, seed=0, within=(-30, 0, -29, 1)), "no land within"),
+        (lambda: places.points(1, seed=0, time=("2020-01-01", "2020-01-05")), "holds no window"),
+        (lambda: places.patches([shapely.box(0, 0, 1, 1)], size=2555), "whole number of pixels"),
+        (lambda: places.patches(gpd.GeoSeries([shapely.box(0, 0, 1, 1)])), "no CRS"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        call()
+
+
+def test_patches_cover_their_geometries_and_keep_the_row() -> None:
+    fields = gpd.GeoDataFrame(
+        {"crop": ["wheat", "maize", "none", "polar"]},
+        geometry=[shapely.box(5.0, 50.0, 5.08, 50.03), shapely.Point(5.5, 50.5),
+                  shapely.Polygon(), shapely.box(0, 86, 1, 87)],
+        index=["a", "b", "c", "d"], crs="EPSG:4326",
+    )  # fmt: skip
+    table = places.patches(fields)
+    assert table.attrs["unmatched"] == ["c", "d"]
+    assert set(table["row"]) == {"a", "b"}
+    assert (table["row"] == "b").sum() == 1
+    assert (table["x"] % 2560 == 0).all()
+    assert (table["y"] % 2560 == 0).all()
+    # together the cells of a row hold the whole geometry
+    from pyproj import Geod
+
+    area = abs(Geod(ellps="WGS84").geometry_area_perimeter(fields.geometry["a"])[0])
+    covered = table.loc[table["row"] == "a", "share"].sum() * 2560**2
+    assert covered == pytest.approx(area, rel=2e-3)
+    first = table.iloc[0]
+    assert geobox(first["aoi"]) == first["grid"].geobox
