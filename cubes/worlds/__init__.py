@@ -1,6 +1,7 @@
 """Simulated worlds with known truth, published as COG and STAC."""
 
-from .params import CLASSES, Params, load_params, shipped_params
+from .load import load_params, shipped_params
+from .params import CLASSES, Params
 from .publish import Published, publish
 from .truth import truth
 from .world import World, simulate

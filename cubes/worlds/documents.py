@@ -149,12 +149,17 @@ def write_catalogue(
         for member in members:
             home = folder / member["id"]
             links.append(
-                {"rel": "item", "href": f"./{member['id']}/{member['id']}.json", "type": "application/geo+json"}
+                {
+                    "rel": "item",
+                    "href": f"./{member['id']}/{member['id']}.json",
+                    "type": "application/geo+json",
+                }
             )
             document = {
                 **member,
                 "assets": {
-                    k: {**a, "href": f"./{Path(a['href']).name}"} for k, a in member["assets"].items()
+                    k: {**a, "href": f"./{Path(a['href']).name}"}
+                    for k, a in member["assets"].items()
                 },
                 "links": [
                     {"rel": "root", "href": "../../catalog.json", "type": "application/json"},
@@ -167,7 +172,12 @@ def write_catalogue(
         links.insert(1, {"rel": "parent", "href": "../catalog.json", "type": "application/json"})
         dump(folder / "collection.json", {**collection(kind, members), "links": links})
         children.append(
-            {"rel": "child", "href": f"./{kind}/collection.json", "type": "application/json", "title": TITLES[kind]}
+            {
+                "rel": "child",
+                "href": f"./{kind}/collection.json",
+                "type": "application/json",
+                "title": TITLES[kind],
+            }
         )
     dump(
         root / "catalog.json",
@@ -175,7 +185,7 @@ def write_catalogue(
             "type": "Catalog",
             "stac_version": "1.0.0",
             "id": name,
-            "description": f"Simulated world {name}: no measurements, for tests and demonstrations.",
+            "description": f"Simulated world {name}: for tests and demonstrations, no measurement.",
             "deepsentinel:aoi": aoi,
             "links": [
                 {"rel": "root", "href": "./catalog.json", "type": "application/json"},
@@ -193,8 +203,9 @@ def write_server_files(
 ) -> tuple[Path, ...]:
     """Write what a STAC API server loads: one file per collection and all items; absolute hrefs.
 
-    Returns the paths in the order in which ``rustac serve`` wants them. Asset hrefs name this
-    machine's folders, so these files, alone of all, differ between two places of one world.
+    Returns the paths in the order in which ``rustac serve`` wants them: it takes one collection
+    per file (a list of them is refused) and items after their collections. Asset hrefs name this
+    machine's folders, so ``items.json``, alone of all, differs between two places of one world.
     """
     paths = []
     features: list[dict[str, Any]] = []
@@ -213,6 +224,5 @@ def write_server_files(
                     },
                 }
             )
-    dump(folder / "collections.json", [json.loads(p.read_text()) for p in paths])
     dump(folder / "items.json", {"type": "FeatureCollection", "features": features})
     return (*paths, folder / "items.json")

@@ -55,7 +55,7 @@ class Raster:
 
     def coarser(self, n: int) -> Raster:
         """Return the grid of n x n blocks, whose number must divide."""
-        assert self.height % n == 0 and self.width % n == 0
+        assert (self.height % n, self.width % n) == (0, 0)
         return Raster(
             epsg=self.epsg,
             x0=self.x0,
@@ -80,10 +80,9 @@ class Raster:
 
     def centres(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return x (width,) and y (height,) of the pixel centres."""
-        return (
-            self.x0 + (np.arange(self.width) + 0.5) * self.dx,
-            self.y1 - (np.arange(self.height) + 0.5) * self.dy,
-        )
+        columns = np.arange(self.width, dtype=np.float64)
+        rows = np.arange(self.height, dtype=np.float64)
+        return self.x0 + (columns + 0.5) * self.dx, self.y1 - (rows + 0.5) * self.dy
 
 
 def native(params: Params) -> Raster:
@@ -216,9 +215,7 @@ def _gather(
     return out
 
 
-def gather(
-    source: Raster, target: Raster, *, shift: tuple[float, float] = (0.0, 0.0)
-) -> Gather:
+def gather(source: Raster, target: Raster, *, shift: tuple[float, float] = (0.0, 0.0)) -> Gather:
     """Return the bilinear sampling from `source` to `target`.
 
     The projection is evaluated on every 16th pixel and interpolated: off by under 1 mm for
@@ -241,9 +238,7 @@ def gather(
     return Gather(target.shape, source.shape, inside, flat, fy, fx)
 
 
-def positions(
-    source: Raster, target: Raster
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def positions(source: Raster, target: Raster) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return x, y (height, width) in the source's CRS of the target's pixel centres."""
     cx, cy = target.centres()
     if source.epsg == target.epsg:
@@ -252,9 +247,7 @@ def positions(
     step = 16
     rows = np.arange(0, target.height + step, step)
     cols = np.arange(0, target.width + step, step)
-    gx, gy = np.meshgrid(
-        target.x0 + (cols + 0.5) * target.dx, target.y1 - (rows + 0.5) * target.dy
-    )
+    gx, gy = np.meshgrid(target.x0 + (cols + 0.5) * target.dx, target.y1 - (rows + 0.5) * target.dy)
     px, py = Transformer.from_crs(target.epsg, source.epsg, always_xy=True).transform(gx, gy)
     return (
         _refine(np.asarray(px), step, target.shape),
@@ -262,9 +255,7 @@ def positions(
     )
 
 
-def _refine(
-    coarse: NDArray[np.float64], step: int, shape: tuple[int, int]
-) -> NDArray[np.float64]:
+def _refine(coarse: NDArray[np.float64], step: int, shape: tuple[int, int]) -> NDArray[np.float64]:
     h, w = shape
     f = (np.arange(step) / step)[None, :, None]
     rows = (coarse[:-1, None] * (1 - f) + coarse[1:, None] * f).reshape(-1, coarse.shape[1])[:h]

@@ -117,7 +117,9 @@ def _parcel_classes(
     conifer = power_law(stream(seed, "conifer"), shape, 1.8, scale=120.0)[at] + 0.5 * height
     out[order[:n_woods]] = np.where(conifer[order[:n_woods]] > 0.4, CONIFER, BROADLEAF)
     rest = order[n_woods:]
-    meadow = power_law(stream(seed, "meadow"), shape, 1.6, scale=90.0)[at][rest] + 0.5 * height[rest]
+    meadow = (
+        power_law(stream(seed, "meadow"), shape, 1.6, scale=90.0)[at][rest] + 0.5 * height[rest]
+    )
     meadow = meadow + rng.normal(0, 0.7, rest.size)
     rest = rest[np.argsort(-meadow, kind="stable")]
     n_grass = round(p.grass * n)

@@ -132,7 +132,7 @@ def convolve(a: NDArray[Any], kernel: Array, axis: int) -> NDArray[Any]:
     out = part(half) * kernel[half]
     for i in range(half):
         out += (part(i) + part(2 * half - i)) * kernel[i]
-    return out
+    return np.asarray(out)
 
 
 def box_mean(a: NDArray[Any], height: int, width: int) -> NDArray[Any]:
@@ -160,10 +160,11 @@ def _box(a: NDArray[Any], n: int, axis: int) -> NDArray[Any]:
         out = piece.copy() if out is None else np.add(out, piece, out=out)
     assert out is not None
     out *= np.float32(1.0 / n)
-    return out
+    return np.asarray(out)
 
 
 def block_mean(a: NDArray[Any], n: int) -> NDArray[Any]:
     """Return means over n x n blocks of the last two axes, whose sizes must divide."""
     *lead, h, w = a.shape
-    return a.reshape(*lead, h // n, n, w // n, n).mean(axis=(-3, -1), dtype=np.float32)
+    blocks = a.reshape(*lead, h // n, n, w // n, n)
+    return np.asarray(blocks.mean(axis=(-3, -1), dtype=np.float32))

@@ -35,9 +35,13 @@ SPECTRA = np.array(
     ],
     np.float32,
 )
-CLOUD = np.array([0.62, 0.61, 0.60, 0.60, 0.62, 0.64, 0.65, 0.66, 0.66, 0.45, 0.48, 0.38], np.float32)
+CLOUD = np.array(
+    [0.62, 0.61, 0.60, 0.60, 0.62, 0.64, 0.65, 0.66, 0.66, 0.45, 0.48, 0.38], np.float32
+)
 # Diffuse skylight that still lights a shadow, and the spectrum of residual aerosol.
-SKYLIGHT = np.array([0.55, 0.50, 0.44, 0.38, 0.36, 0.34, 0.33, 0.31, 0.30, 0.30, 0.22, 0.20], np.float32)
+SKYLIGHT = np.array(
+    [0.55, 0.50, 0.44, 0.38, 0.36, 0.34, 0.33, 0.31, 0.30, 0.30, 0.22, 0.20], np.float32
+)
 HAZE = np.array([1.15, 1.0, 0.75, 0.55, 0.48, 0.42, 0.38, 0.34, 0.31, 0.29, 0.12, 0.08], np.float32)
 
 
@@ -243,7 +247,8 @@ def observe(
     light = _illumination(params, land, date)
     tau20, shadow20, _ = cloud_field(params, seed, date)
     haze20 = np.maximum(
-        p.haze * (rng.normal(0.6, 0.8) + 0.5 * power_law(rng, tau20.shape, 1.8, scale=300.0)), -0.004
+        p.haze * (rng.normal(0.6, 0.8) + 0.5 * power_law(rng, tau20.shape, 1.8, scale=300.0)),
+        -0.004,
     ).astype(np.float32)
     sd = params.registration.s2_sd * 10
     shift = tuple(float(np.clip(v, -10, 10)) for v in rng.normal(0, sd, 2))

@@ -17,10 +17,7 @@ from .noise import block_mean
 from .optics import BANDS, RESOLUTION, OpticalScene
 from .world import World
 
-
-Sampled = tuple[
-    dict[str, NDArray[np.float32]], NDArray[np.uint8], dict[int, NDArray[np.bool_]]
-]
+Sampled = tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8], dict[int, NDArray[np.bool_]]]
 """Reflectance per band, classification, validity per resolution."""
 
 
@@ -196,4 +193,3 @@ def _properties(
         "view:sun_azimuth": round(date.sun_azimuth, 6),
         "view:sun_elevation": round(date.sun_elevation, 6),
     }
-

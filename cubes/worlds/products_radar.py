@@ -27,7 +27,9 @@ class TrackWriter:
         self.row = world.params.tracks[track]
         self.last: tuple[RadarScene, tuple[Array, Array]] | None = None
         grid = world.land.grid
-        self.pair_grid = cover(grid.bounds, grid.epsg, to=self.row.epsg, step=float(world.params.decorrelation.posting))
+        self.pair_grid = cover(
+            grid.bounds, grid.epsg, to=self.row.epsg, step=float(world.params.decorrelation.posting)
+        )
 
     def write(self, scene: RadarScene) -> list[dict[str, Any]]:
         """Write a pass and, but for the first, its pair; return their items."""
@@ -159,7 +161,7 @@ class TrackWriter:
         return item(name, "sim-insar", properties, assets, grid=target)
 
     def _baseline(self, first: int, second: int) -> float:
-        """Return a perpendicular baseline in metres, small as Sentinel-1's tube of 100 m (1 sigma)."""
+        """Return a perpendicular baseline in metres, within the orbital tube of 100 m."""
         place = [60 * math.sin(2.4 * i + self.row.relative_orbit) for i in (first, second)]
         return round(place[1] - place[0], 1)
 

@@ -21,7 +21,11 @@ Items = list[dict[str, Any]]
 
 def write_static(world: World, archive: Path) -> Items:
     """Write what has no date; return its items."""
-    return [*write_dem(world, archive), *write_worldcover(world, archive), *write_geometry(world, archive)]
+    return [
+        *write_dem(world, archive),
+        *write_worldcover(world, archive),
+        *write_geometry(world, archive),
+    ]
 
 
 def degree_tiles(world: World, per_degree: int, side: int) -> list[tuple[Raster, int, int]]:
@@ -40,9 +44,7 @@ def degree_tiles(world: World, per_degree: int, side: int) -> list[tuple[Raster,
             y0, y1 = max(s, lat), min(n, lat + side)
             width, height = round((x1 - x0) * per_degree), round((y1 - y0) * per_degree)
             if width > 0 and height > 0:
-                tile = Raster(
-                    epsg=4326, x0=x0, y1=y1, dx=step, dy=step, height=height, width=width
-                )
+                tile = Raster(epsg=4326, x0=x0, y1=y1, dx=step, dy=step, height=height, width=width)
                 out.append((tile, lat, lon))
     return out
 
@@ -131,17 +133,13 @@ def write_geometry(world: World, archive: Path) -> Items:
     """Write each track's incidence and layover and shadow at 30 m, as OPERA's static layers."""
     out = []
     grid = world.land.grid
-    fine = grid.crop(
-        slice(0, grid.height // 3 * 3), slice(0, grid.width // 3 * 3)
-    )
+    fine = grid.crop(slice(0, grid.height // 3 * 3), slice(0, grid.width // 3 * 3))
     rows, cols = slice(0, fine.height), slice(0, fine.width)
     for index, track in enumerate(world.params.tracks):
         view = world.view(index)
         target = cover(grid.bounds, grid.epsg, to=track.epsg, step=30.0)
         sample = gather(fine.coarser(3), target)
-        name = (
-            f"OPERA_L2_RTC-S1-STATIC_T{track.relative_orbit:03d}-SIM_20140403_S1A_30_v1.0"
-        )
+        name = f"OPERA_L2_RTC-S1-STATIC_T{track.relative_orbit:03d}-SIM_20140403_S1A_30_v1.0"
         assets = {}
         for key, layer in (
             ("local_incidence_angle", view.local),
@@ -173,4 +171,3 @@ def write_geometry(world: World, archive: Path) -> Items:
             )
         )
     return out
-

@@ -61,10 +61,8 @@ def publish(world: World, out: str | Path, *, progress: Progress | None = None) 
     archive = root / "archive"
     items: dict[str, list[dict[str, Any]]] = {}
     total = world.params.optics.dates + len(world.params.tracks) * world.params.radar.dates + 1
-    done = 0
     truth = TruthWriter(root / "truth", world)
-    for name, made in _steps(world, archive, truth):
-        done += 1
+    for done, (name, made) in enumerate(_steps(world, archive, truth), 1):
         if progress is not None:
             progress(name, done, total)
         for document in made:

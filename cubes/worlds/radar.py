@@ -62,7 +62,7 @@ def slc_grid(params: Params) -> Raster:
     )
 
 
-def viewing(params: Params, land: Landscape, track: Track) -> Viewing:
+def viewing(land: Landscape, track: Track) -> Viewing:
     """Return incidence and layover and shadow of a track.
 
     cos(local) = l . n with l the unit vector from target to sensor and n the normal of the
@@ -156,12 +156,12 @@ def decorrelation(
     loss = p.growth * change + p.volume * volume
     loss += p.rain * np.abs(second.moisture - first.moisture)
     loss *= np.exp(np.float32(p.patchiness) * patch)
-    hit = past.disturbed[:, days[1]]
-    hit = (hit > days[0]) & (hit <= days[1])
+    when = past.disturbed[:, days[1]]
+    hit = (when > days[0]) & (when <= days[1])
     factor = base * np.where(hit, np.float32(p.event), np.float32(1))
     out = factor[at] * np.exp(-loss)
     out = np.where(first.frozen != second.frozen, out * np.float32(0.6), out)
-    return np.clip(out, 0, 0.98).astype(np.float32)
+    return np.asarray(np.clip(out, 0, 0.98), np.float32)
 
 
 def phase_screen(
@@ -194,7 +194,7 @@ def circular_noise(
     return np.asarray(convolve(convolve(flat, kx * gain, 1), ky, 0), np.complex64)
 
 
-def passes(params: Params, seed: int, track: int) -> list[tuple[int, datetime, int]]:
+def passes(params: Params, track: int) -> list[tuple[int, datetime, int]]:
     """Return day, time and absolute orbit of each pass of a track."""
     row = params.tracks[track]
     h, m, s = (int(v) for v in row.time.split(":"))
@@ -219,7 +219,7 @@ def observe_track(
     """
     land, past = latents
     row = params.tracks[track]
-    view = viewing(params, land, row)
+    view = viewing(land, row)
     shape = slc_grid(params).shape
     constant = stream(seed, "registration", track)
     angle = constant.uniform(0, 2 * math.pi)
@@ -230,7 +230,7 @@ def observe_track(
     thermal = circular_noise(params, stream(seed, "thermal", track), shape) * np.sqrt(noise)
     speckle: list[NDArray[np.complex64]] = []
     before: tuple[State, tuple[Array, Array], int] | None = None
-    for i, (day, time, orbit) in enumerate(passes(params, seed, track)):
+    for i, (day, time, orbit) in enumerate(passes(params, track)):
         rng = stream(seed, "radar", track, i)
         now = state(params, land, past, day)
         gain = np.float32(10 ** (rng.normal(0, params.radar.calibration_db) / 10))
@@ -285,7 +285,7 @@ def denoise(params: Params, power: Array) -> Array:
     p = params.radar
     floor = np.float32(10 ** (p.clip_db / 10))
     estimate = np.float32((1 - p.noise_residual) * 10 ** (p.noise_db / 10))
-    return np.maximum(power - estimate, floor)
+    return np.asarray(np.maximum(power - estimate, floor), np.float32)
 
 
 def window_power(params: Params, slc: NDArray[np.complex64]) -> Array:
@@ -300,7 +300,9 @@ def interferogram(
     return np.asarray(_window(params, reference * secondary.conj()), np.complex64)
 
 
-def _window(params: Params, a: NDArray[np.float32 | np.complex64]) -> NDArray[np.float32 | np.complex64]:
+def _window(
+    params: Params, a: NDArray[np.float32 | np.complex64]
+) -> NDArray[np.float32 | np.complex64]:
     p = params.decorrelation
     pairs = (a[:, 0::2] + a[:, 1::2]) * np.float32(0.5)
     return box_mean(pairs, p.window_azimuth, p.window_range // 2)

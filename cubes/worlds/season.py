@@ -125,16 +125,22 @@ def season(params: Params, seed: int, land: Landscape) -> Season:
     ripe = _logistic((doy - eos) / of("fall"))
     grown = _logistic((doy - sos - 12) / (1.3 * of("rise")))
     structure = of("stand") * grown * np.exp(c.structure_sd * draw[3])
-    structure = np.where(np.isin(codes, WOODS)[:, None], of("stand") * (0.8 + 0.2 * grown), structure)
+    structure = np.where(
+        np.isin(codes, WOODS)[:, None], of("stand") * (0.8 + 0.2 * grown), structure
+    )
     lag = of("water_lag")
     wet = _logistic((doy - sos - np.maximum(lag, 0)) / of("rise"))
     wet = np.maximum(wet - _logistic((doy - eos - lag) / (1.4 * of("fall"))), 0)
     base = 0.12 * of("lai_min")
-    water = base + wet * of("stand") ** 0.5 * np.exp(c.water_sd * draw[4] + 0.3 * c.amplitude_sd * draw[2])
+    water = base + wet * of("stand") ** 0.5 * np.exp(
+        c.water_sd * draw[4] + 0.3 * c.amplitude_sd * draw[2]
+    )
     dry = np.clip(0.75 * ripe * np.minimum(of("lai_max") / 4, 1), 0, 0.8)
     dry = np.where(of("harvest") + of("mow") > 0, dry, 0.3 * dry)
     disturbed = np.full((n, days), -999, np.int16)
-    tables = [np.broadcast_to(a, (n, days)).astype(np.float32) for a in (lai, dry, water, structure)]
+    tables = [
+        np.broadcast_to(a, (n, days)).astype(np.float32) for a in (lai, dry, water, structure)
+    ]
     _events(params, rng, (doy, sos, eos), codes, tables, disturbed)
     if c.dependence < 1:
         for k in (2, 3):
@@ -186,12 +192,12 @@ def _events(
     for i, code in enumerate(codes):
         crop = params.classes[CLASSES[code]]
         if crop.till:
-            when = int(round(float(sos[i, 0]) - crop.till + rng.normal(0, 5) - first))
+            when = round(float(sos[i, 0]) - crop.till + rng.normal(0, 5) - first)
             after = day >= when
             disturbed[i, after] = np.maximum(disturbed[i, after], when)
             water[i, after & (day < when + 30)] *= 0.3
         if crop.harvest:
-            when = int(round(float(eos[i, 0]) + crop.harvest + rng.normal(0, 5) - first))
+            when = round(float(eos[i, 0]) + crop.harvest + rng.normal(0, 5) - first)
             after = day >= when
             disturbed[i, after] = np.maximum(disturbed[i, after], when)
             lai[i, after] = 0.12
@@ -208,7 +214,9 @@ def _events(
                     lai[i, after] *= back
                     water[i, after] *= back
                     structure[i, after] *= 1 - 0.8 * np.exp(-(day[after] - when) / 24.0)
-                    dry[i, after] = np.maximum(dry[i, after], 0.35 * np.exp(-(day[after] - when) / 7))
+                    dry[i, after] = np.maximum(
+                        dry[i, after], 0.35 * np.exp(-(day[after] - when) / 7)
+                    )
                 when += max(18, int(rng.normal(crop.mow, 8)))
 
 

@@ -69,7 +69,9 @@ class TruthWriter:
     def _create(self, name: str) -> zarr.Array[Any]:
         dims, step, units = LAYERS[name]
         shape = tuple(self.sizes[d] for d in dims)
-        attributes = {"scale_factor": step, "units": units} if step else {"dtype": "bool"}
+        attributes: dict[str, Any] = {"dtype": "bool"}
+        if step:
+            attributes = {"scale_factor": step, "units": units}
         return self.group.create_array(
             name,
             shape=shape,
@@ -141,7 +143,7 @@ class TruthWriter:
         for sensor, shifts in self.shifts.items():
             put(f"{sensor}_shift", (f"{sensor}_time", "axis"), np.array(shifts), units="m")
 
-    def _put(self, name: str, dims: tuple[str, ...], values: NDArray[Any], **attrs: str) -> None:
+    def _put(self, name: str, dims: tuple[str, ...], values: NDArray[Any], **attrs: Any) -> None:
         array = self.group.create_array(
             name,
             shape=values.shape,
@@ -149,7 +151,7 @@ class TruthWriter:
             dtype=values.dtype,
             compressors=_codec(),
             dimension_names=dims,
-            attributes=attrs,
+            attributes=dict(attrs),
         )
         array[...] = values
 
@@ -197,5 +199,5 @@ def truth(path: str | Path) -> xr.Dataset:
             f"no truth of a simulated world at {str(path)!r}: it is neither a folder that was "
             "published to nor its folder truth/"
         )
-    data = xr.open_zarr(folder, consolidated=False, chunks=None, zarr_format=3)
+    data: xr.Dataset = xr.open_zarr(folder, consolidated=False, chunks=None, zarr_format=3)
     return data.assign_coords(pol=["vv", "vh"])

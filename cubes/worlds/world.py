@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .land import Landscape, landscape
+from .load import load_params
 from .optics import OpticalDate, OpticalScene, observe, optical_dates
-from .params import Params, load_params
+from .params import Params
 from .radar import RadarScene, Viewing, observe_track, viewing
 from .season import Season, season
 
@@ -33,7 +34,7 @@ class World:
 
     def view(self, track: int) -> Viewing:
         """Return the static geometry of a track."""
-        return viewing(self.params, self.land, self.params.tracks[track])
+        return viewing(self.land, self.params.tracks[track])
 
     def s1(self, track: int) -> Iterator[RadarScene]:
         """Yield the passes of a track, made one after the other."""
