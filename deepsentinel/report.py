@@ -318,7 +318,6 @@ def _cards(found: _Found) -> list[tuple[str, str]]:
 
 def _cube_section(page: Page, name: str, cube: xr.DataTree) -> None:
     parts = page.section(f"The {name} cube")
-    layers = [f"{g}/{v}" for g in cube.children for v in cube[g].data_vars]
     box = cube[next(iter(cube.children))].to_dataset().odc.geobox
     size = (
         f"{cube.sizes['y']:,} × {cube.sizes['x']:,} pixels of {abs(box.resolution.x):g} m, "
@@ -472,7 +471,7 @@ def _row(*blocks: str) -> str:
 def _embedding_section(page: Page, found: _Found) -> None:
     assert found.embedding is not None
     parts = page.section("The embedding")
-    data = found.embedding.to_dataset()["embedding"]
+    data = found.embedding.to_dataset()["embeddings"]
     n = data.sizes["embedding"]
     parts.append(
         paragraph(
