@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -234,18 +235,31 @@ def _number(value: Any) -> float:
         return float("nan")
 
 
+_PRODUCT = re.compile(r"_N(\d\d)(\d\d)_R(\d{3})_T(\d\d[C-X][A-Z]{2})_")
+"""Baseline, relative orbit and tile inside a Sentinel-2 product name."""
+
+
 def _tile(properties: Mapping[str, Any]) -> str | None:
-    """Return the MGRS tile, e.g. ``33TWM``, from any of its four spellings."""
+    """Return the MGRS tile, e.g. ``33TWM``, from any of its spellings."""
     tile = properties.get("s2:mgrs_tile")
     code = str(properties.get("grid:code", ""))
     if tile is None and code.startswith("MGRS-"):
         tile = code.removeprefix("MGRS-")
-    if tile is None and properties.get("mgrs:grid_square"):
-        tile = "".join(
-            str(properties.get(f"mgrs:{k}", ""))
-            for k in ("utm_zone", "latitude_band", "grid_square")
-        )
+    if tile is None and properties.get("mgrs:utm_zone"):
+        parts = ("utm_zone", "latitude_band", "grid_square")
+        tile = "".join(str(properties.get(f"mgrs:{k}", "")) for k in parts)
     return str(tile) if tile else None
+
+
+def _named(properties: Mapping[str, Any], identity: str) -> dict[str, Any]:
+    """Return what a Sentinel-2 product's name says: items of some catalogues say it only there."""
+    keys = ("s2:product_uri", "sentinel:product_id")
+    for name in (*(str(properties.get(k, "")) for k in keys), identity):
+        found = _PRODUCT.search(name + "_")
+        if found:
+            major, minor, orbit, tile = found.groups()
+            return {"baseline": f"{major}.{minor}", "relative_orbit": float(orbit), "tile": tile}
+    return {}
 
 
 def _times(properties: Mapping[str, Any], item: str) -> tuple[pd.Timestamp, pd.Timestamp]:
@@ -318,6 +332,9 @@ def row(item: Mapping[str, Any], base: str | None) -> dict[str, Any]:
         out[name] = None if value is None else str(value)
     for name, keys in _NUMBERS.items():
         out[name] = _number(_first(properties, keys))
+    for name, value in _named(properties, identity).items():
+        if out[name] is None or out[name] != out[name]:
+            out[name] = value
     return out
 
 

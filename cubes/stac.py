@@ -208,7 +208,10 @@ def _stac_io() -> Any:
     from urllib3 import Retry
 
     passing = (429, 500, 502, 503, 504)
-    retry = Retry(total=5, backoff_factor=0.5, status_forcelist=passing, allowed_methods=None)
+    # a server that is not there is given up after a second, one that is busy after half a minute
+    retry = Retry(
+        total=6, connect=2, backoff_factor=0.5, status_forcelist=passing, allowed_methods=None
+    )
     return StacApiIO(max_retries=retry, timeout=TIMEOUT)
 
 
