@@ -186,8 +186,7 @@ class Samples:
             "end": [instant(v) if np.isfinite(v) else pd.NaT for v in end],
         }
         for clock in self.clocks:
-            counts = [len(self._candidates(i, clock)) for i in range(len(self))]
-            columns[f"{clock}_dates"] = np.array(counts, np.int32)
+            columns[f"{clock}_dates"] = self._counts(clock)
         columns |= {f"{clock}_clear": share for clock, share in t.clear.items()}
         return pd.DataFrame(columns)
 
@@ -220,6 +219,18 @@ class Samples:
         none = ~np.isfinite(start)
         start[none] = end[none] = np.nan
         return start, end
+
+    def _counts(self, clock: str) -> np.ndarray:
+        """Return the number of usable dates of each sample, (n,) int32."""
+        counts = np.zeros(len(self), np.int32)
+        for s, rows in self._by_store():
+            if clock in self._usable[s]:
+                low, high = self._table.ranges[clock][rows].T
+                bits = np.unpackbits(self._usable[s][clock], axis=1).astype(np.int16)
+                until = np.pad(np.cumsum(bits, axis=1), ((0, 0), (1, 0)))
+                window = self._table.window[rows]
+                counts[rows] = until[window, high] - until[window, low]
+        return counts
 
     def _candidates(self, row: int, clock: str) -> np.ndarray:
         """Return the usable steps of one sample, ascending."""

@@ -58,9 +58,10 @@ def split(
         raise CubeError(f"fractions={tuple(fractions)}: two or three positive numbers with sum 1")
     if by not in ("block", "time", "aoi"):
         raise CubeError(f"by={by!r}: choose block, time or aoi")
+    gap = _days("buffer", buffer) if by == "time" else _metres(buffer)
     keys, what = _blocks(samples, by, block)
     side = _deal(keys, fractions, seed, what)
-    keep = _buffered(samples, side, by, buffer)
+    keep = _buffered(samples, side, by, gap)
     result = {}
     for number, name in enumerate(names):
         mine = side == number
@@ -169,10 +170,9 @@ def _deal(keys: np.ndarray, fractions: Sequence[float], seed: int, what: str) ->
     return result
 
 
-def _buffered(samples: Samples, side: np.ndarray, by: str, buffer: float | str) -> np.ndarray:
+def _buffered(samples: Samples, side: np.ndarray, by: str, gap: float) -> np.ndarray:
     """Return which samples stay: those far enough from every later split."""
     keep = np.ones(len(samples), bool)
-    gap = _days("buffer", buffer) if by == "time" else _metres(buffer)
     for number in range(int(side.max())):
         mine, later = np.flatnonzero(side == number), np.flatnonzero((side > number) & keep)
         if by == "time":
@@ -221,7 +221,7 @@ def _boxes(samples: Samples, crs: str) -> np.ndarray:
     of = np.array([s.crs for s in samples.stores])[samples.numbers]
     for other in np.unique(of[of != crs]):
         rows = np.flatnonzero(of == other)
-        to = Transformer.from_crs(other, crs, always_xy=True)
+        to = Transformer.from_crs(str(other), crs, always_xy=True)  # pyproj takes no np.str_
         points = shapely.get_coordinates(boxes[rows])
         moved = np.stack(to.transform(*points.T), axis=1)
         bad = ~np.isfinite(moved).all(axis=1).reshape(-1, 5).all(axis=1)
