@@ -221,6 +221,11 @@ def spans(layouts: dict[str, ArrayLayout], slots: int = 1) -> dict[str, int]:
         step = int(np.prod(array.chunk)) * np.dtype(array.layer.dtype).itemsize
         fits = max(1, int((STEP_BYTES / step) ** 0.5))
         out[name] = min(out.get(name, fits), fits)
+    for array in layouts.values():
+        name, (rows, columns) = axis_name(array.layer), patch_grid(array)
+        # as many regions, but equal ones: 43 patches make 4 x 11, not 14 + 14 + 14 + 1
+        even = max(-(-n // -(-n // out[name])) for n in (rows, columns))
+        out[name] = min(out[name], even)
     while len(list(regions(layouts, out))) < slots and any(v > 4 for v in out.values()):
         out = {k: max(4, v // 2) if v > 4 else v for k, v in out.items()}
     return out

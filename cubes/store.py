@@ -257,6 +257,8 @@ def _run(
     finally:
         if bar:
             bar.close()
+    if client is not None:
+        ledger.sweep(build.store)  # what workers left that died on the way
     table = ledger.load_table(build)
     tree_hash = None
     if not tally.failed and len(table.done) == len(everything):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,29 @@ def test_regions_part_the_cube(build: Build) -> None:
 def test_a_region_is_as_large_as_one_step_may_be() -> None:
     arrays = array_layouts(a_plan(size=20480), Layout())
     span = spans(arrays)
-    # two bands of uint16: 256 MiB hold 1,024 patches of 256 KiB
-    assert span["s2.time"] == 32
+    # two bands of uint16: 256 MiB hold 1,024 patches of 256 KiB; 80 patches make 3 regions of 27
+    assert span["s2.time"] == 27
     assert len(list(regions(arrays, spans(arrays, slots=200)))) >= 200
+
+
+@pytest.mark.parametrize("patches", [1, 4, 13, 15, 43, 80, 400])
+def test_source_blocks_are_rarely_decoded_twice(patches: int) -> None:
+    """With ten bands and blocks of 512 px on another lattice: at most 1.3 times on average."""
+    edge = patches * 256
+    layer = registry.layer("s2/reflectance")
+    assert len(layer.channels) == 10
+    plan = replace(a_plan(size=edge), arrays=(ArrayPlan(layer=layer, steps=()),))
+    arrays = array_layouts(plan, Layout())
+    span = spans(arrays)["s2.time"] * 256
+    ratios = []
+    for shift in range(0, 512, 16):
+        touched = sum(
+            (min(start + span, edge) - 1 + shift) // 512 - (start + shift) // 512 + 1
+            for start in range(0, edge, span)
+        )
+        once = (edge - 1 + shift) // 512 - shift // 512 + 1
+        ratios.append((touched / once) ** 2)
+    assert np.mean(ratios) <= 1.3
 
 
 def test_atomic_write_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
