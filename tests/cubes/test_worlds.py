@@ -19,6 +19,7 @@ from cubes.types import CubeError
 from cubes.worlds import CLASSES, Published, load_params, publish, shipped_params, simulate, truth
 from cubes.worlds.geometry import aoi_bounds, convergence, mgrs_tile
 from cubes.worlds.noise import stream
+from cubes.worlds.optics import cloud_field, optical_dates
 from cubes.worlds.radar import circular_noise, multilook
 
 SEED = 3
@@ -372,6 +373,17 @@ def test_classification_errs_both_ways_but_not_wildly(tiny: Tiny) -> None:
 # -- as awkward as the real thing ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "seed"), [("demo-train", 1), ("demo-test", 2)])
+def test_the_demos_have_enough_usable_dates(name: str, seed: int) -> None:
+    params = load_params(name)
+    shares = []
+    for date in optical_dates(params, seed):
+        tau, shadow, _ = cloud_field(params, seed, date)
+        shares.append(float(((tau < 0.05) & (shadow < 0.08)).mean()))
+    assert sum(s > 0.2 for s in shares) >= 18
+    assert len(params.tracks) * (params.radar.dates - 1) >= 15
+
+
 def test_area_is_exactly_lattice_cells_and_straddles_the_zone_border(tiny: Tiny) -> None:
     area = json.loads(tiny.published.aoi.read_text())
     root = json.loads(tiny.published.catalog.read_text())
@@ -542,6 +554,11 @@ def test_a_swath_edge_and_a_short_pass_leave_gaps(tiny: Tiny) -> None:
             share = (tiny.pixels(item, "B02") > 0).mean()
             seen["full" if share > 0.99 else "part"] += 1
     assert min(seen.values()) >= 2
+    both = np.zeros(tiny.truth.label.shape, bool)
+    for item in tiny.items("sentinel-2-l2a"):
+        if item["properties"]["sat:relative_orbit"] == 108:
+            both |= tiny.on_aoi(item, "B02", fill=0) > 0
+    assert both.all()  # two tiles, neither of which covers the area alone
     gaps = [
         1 - (np.nan_to_num(tiny.on_aoi(i, "vv")) > 0).mean() for i in tiny.items("sentinel-1-rtc")
     ]
