@@ -19,8 +19,12 @@ Array = npt.NDArray[np.generic]
 def db(power: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Return linear power as decibels, float32; NaN where power is NaN, zero or negative."""
     linear = np.asarray(power, dtype=np.float32)
-    out = np.full(linear.shape, np.nan, np.float32)
-    np.log10(linear, out=out, where=linear > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out: npt.NDArray[np.float32] = np.asarray(np.log10(linear))
+    # set afterwards: where= takes log10 off its fast loop, 3 ms for 0.6 ms (2 million numbers)
+    dark = ~(linear > 0)
+    if dark.any():
+        out[dark] = np.nan
     out *= np.float32(10)
     return out
 
@@ -106,10 +110,19 @@ def encode(physical: Array, layer: Layer) -> Array:
         return physical.astype(dtype, copy=False)
     assert layer.nodata is not None, layer.name
     good = ~np.isnan(physical)
-    low, high = layer.valid_range
-    clipped = np.clip(np.where(good, physical, 0).astype(np.float64), low, high)
-    stored = np.rint((clipped - layer.offset) / layer.scale).astype(dtype)
-    stored[~good] = dtype.type(layer.nodata)
+    whole = bool(good.all())
+    # float64 in one buffer, changed in place: a third of the time of one expression, same bits
+    values = physical.astype(np.float64)
+    if not whole:
+        values[~good] = 0
+    np.clip(values, *layer.valid_range, out=values)
+    if layer.offset:
+        values -= layer.offset
+    values /= layer.scale
+    np.rint(values, out=values)
+    stored = values.astype(dtype)
+    if not whole:
+        stored[~good] = dtype.type(layer.nodata)
     return stored
 
 
