@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from cubes.types import Access, CubeError, under
 
@@ -49,6 +49,9 @@ GDAL_ENV: dict[str, str] = {
 DRIVERS = {".jp2": "JP2OpenJPEG"}
 """Driver by extension; anything else must be a GeoTIFF. One driver per open: a VRT, whatever its
 name, would read other files and other hosts."""
+
+MAX_REDIRECTS = 5
+"""Most redirects followed for one file."""
 
 _S3 = {"s3": "/vsis3/", "gs": "/vsigs/"}
 _QUERY = re.compile(r"\?[\w.%~-]+=[^\s'\"<>,]*")
@@ -198,6 +201,41 @@ def permit(href: str, access: Access) -> str:
         raise CubeError(f"scheme {scheme!r} cannot be read; https, http, s3, gs and file can")
     _check_host(host, access, href)
     return href
+
+
+def settle(location: str, access: Access) -> str:
+    """Return where `location` ends after redirects, each of them permitted.
+
+    GDAL follows redirects anywhere and cannot be told not to. Rows with a list of hosts trust
+    them; without one (any public host) every hop is asked for here first, one request per open.
+
+    Raises
+    ------
+    CubeError
+        A redirect leads where nothing may be read, or there are more than `MAX_REDIRECTS`.
+    ConnectionError
+        The host does not answer; worth another try.
+    """
+    if access.hosts or not location.startswith("http"):
+        return location
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = urlsplit(location)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        asking = kind(parts.netloc, timeout=10)
+        try:
+            asking.request("HEAD", f"{parts.path or '/'}{'?' * bool(parts.query)}{parts.query}")
+            answer = asking.getresponse()
+            target = answer.getheader("Location") if 300 <= answer.status < 400 else None
+        except (OSError, HTTPException) as error:
+            raise ConnectionError(f"{parts.hostname} does not answer: {error}") from None
+        finally:
+            asking.close()
+        if target is None:
+            return location
+        location = permit(urljoin(location, target), access)
+    raise CubeError(f"{redact(location)!r} redirects more than {MAX_REDIRECTS} times")
 
 
 def driver_of(href: str) -> str:

@@ -175,7 +175,9 @@ def _open(location: str, asset: Asset, access: Access) -> Opened:
 
     stamp = _stamp(location) if gate.scheme_of(asset.href) == "file" else None
     dataset = rasterio.open(
-        gate.sign(location, access), driver=gate.driver_of(asset.href), sharing=False
+        gate.settle(gate.sign(location, access), access),
+        driver=gate.driver_of(asset.href),
+        sharing=False,
     )
     try:
         count(opened=1)
@@ -186,7 +188,7 @@ def _open(location: str, asset: Asset, access: Access) -> Opened:
         return Opened(
             dataset=dataset,
             frame=frame(name, dataset.transform, dataset.shape, degrees=degrees),
-            nodata=dataset.nodata if asset.nodata is None else asset.nodata,
+            nodata=dataset.nodata,
             dtype=np.dtype(dataset.dtypes[0]),
             mask=MaskFlags.per_dataset in dataset.mask_flag_enums[0],
             block=dataset.block_shapes[0],
@@ -323,7 +325,7 @@ def with_dataset(
     from rasterio._err import CPLE_BaseError
     from rasterio.errors import RasterioError
 
-    key = (asset.href, asset.nodata, access)
+    key = (asset.href, access)
     attempts: _Attempts | None = None
     while True:
         opened: Opened | None = None

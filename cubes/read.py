@@ -28,6 +28,10 @@ BELOW_NOISE = 1e-5
 """Linear power (-50 dB, 25 dB under the noise floor of Sentinel-1) kept where a source of
 ``zero = "below_noise"`` holds 0 or less: measured, and too dark to tell how dark."""
 
+MAX_WINDOW = 2**27
+"""Most source pixels read for one block: 1 GB as float64. A grid a hundred times coarser than its
+source would otherwise ask for a scene at once."""
+
 MARGIN = 0.005
 """Degrees by which a granule's stated bounding box is trusted less: they are rounded, or follow
 the footprint of the scene and not of its pixels."""
@@ -99,9 +103,7 @@ def _working(
         return out
     nodata = dtype.type(layer.work_nodata)
     if valid is not None:
-        same = plain and asset.nodata == layer.work_nodata and asset.zero == "valid"
-        if not (same and out is pixels and dtype.kind != "f"):
-            out = np.where(valid, out, nodata)
+        out = np.where(valid, out, nodata)
     return out
 
 
@@ -188,6 +190,11 @@ def read(asset: Asset, geobox: GeoBox, layer: Layer, access: Access) -> np.ndarr
         cols = _clip(c0 - source.col, c1 - source.col, source.width)
         if rows[0] == rows[1] or cols[0] == cols[1]:
             return _empty(geobox, layer)
+        if (rows[1] - rows[0]) * (cols[1] - cols[0]) > MAX_WINDOW:
+            raise CubeError(
+                f"this block needs {rows[1] - rows[0]:,} x {cols[1] - cols[0]:,} source pixels at "
+                f"once, more than {MAX_WINDOW:,}: read smaller blocks, or take a finer grid"
+            )
         pixels, valid = _pixels(opened, asset, rows, cols)
         work = _working(pixels, valid, asset, layer)
         return _resampled(t, work, valid, source.row + rows[0], source.col + cols[0], layer)
@@ -209,7 +216,8 @@ def _pixels(
     height = min(-(-rows[1] // by) * by, opened.frame.height) - rows[0] // by * by
     width = min(-(-cols[1] // bx) * bx, opened.frame.width) - cols[0] // bx * bx
     count(pixels=height * width)
-    valid = _valid(pixels, opened.nodata, asset.zero)
+    nodata = opened.nodata if asset.nodata is None else asset.nodata
+    valid = _valid(pixels, nodata, asset.zero)
     if opened.mask:
         mask = opened.dataset.read_masks(1, window=window) != 0
         valid = mask if valid is None else valid & mask

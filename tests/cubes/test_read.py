@@ -351,7 +351,11 @@ def test_nodata_of_the_file_and_its_mask_count(tmp_path: Path, local: Access) ->
     ) as out:  # fmt: skip
         out.write(np.array([[7, 8, 9]], "uint8"), 1)
         out.write_mask(np.array([[True, True, False]]))
-    assert read(asset(tmp_path / "m.tif"), grid, layer(), local).tolist() == [[7, 8, 0]]
+    bytes_ = layer("uint8", 0)
+    for stated in (None, 0):
+        one = asset(tmp_path / "m.tif", nodata=stated)
+        assert read(one, grid, layer(), local).tolist() == [[7, 8, 0]]
+        assert read(one, grid, bytes_, local).tolist() == [[7, 8, 0]]
 
 
 def test_gdals_scale_tags_are_not_trusted(tmp_path: Path, local: Access) -> None:
@@ -414,6 +418,15 @@ def test_a_replaced_file_is_read_anew(tmp_path: Path, local: Access) -> None:
     assert (read(asset(made), box(0, 0, 4, 4), layer(), local) == 3).all()
     tif(tmp_path / "new.tif", np.full((70, 64), 4, "uint16")).replace(made)
     assert (read(asset(made), box(0, 0, 4, 4), layer(), local) == 4).all()
+
+
+def test_a_block_of_a_far_coarser_grid_is_refused(
+    path: Path, local: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cubes.read.MAX_WINDOW", 200 * 100)
+    assert read(asset(path), box(0, 0, 20, 10, 100), FLOAT, local).shape == (10, 20)
+    with pytest.raises(AssetReadError, match="191 x 221 source pixels"):
+        read(asset(path), box(0, 0, 23, 20, 100), FLOAT, local)
 
 
 def test_threads_agree(path: Path, image: np.ndarray, local: Access) -> None:
@@ -717,6 +730,28 @@ def test_a_remote_vrt_opens_nothing_inside(flaky: Flaky) -> None:
     with pytest.raises(AssetReadError, match="not recognized"):
         read(asset(f"{flaky.url}/trap.tif"), GRID, layer(), WEB)
     assert not [entry for entry in flaky.log if "internal" in entry["path"]]
+
+
+def test_redirects_are_followed_only_where_a_read_may_go(
+    flaky: Flaky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDAL follows them unasked; so an open list of hosts is walked by us first."""
+    monkeypatch.setattr(gate, "_public", lambda host, _: host == "127.0.0.1")
+    anywhere = Access(schemes=("http",))
+    tif(flaky.folder / "internal.tif", PIXELS)
+    port = flaky.url.rsplit(":", 1)[1]
+    flaky.plan("/a.tif", forever=f"redirect:http://localhost:{port}/internal.tif?sig=SECRET")
+    with pytest.raises(AssetReadError, match="'localhost' is on a loopback") as caught:
+        read(asset(f"{flaky.url}/a.tif"), GRID, layer(), anywhere)
+    assert "SECRET" not in str(caught.value)
+    assert not [entry for entry in flaky.log if "internal" in entry["path"]]
+    flaky.plan("/a.tif", forever="redirect:/internal.tif")
+    found = read(asset(f"{flaky.url}/a.tif"), GRID, layer(), anywhere)
+    np.testing.assert_array_equal(found, WANTED)
+    close_all()
+    flaky.plan("/a.tif", forever="redirect:/a.tif")
+    with pytest.raises(AssetReadError, match="redirects more than"):
+        read(asset(f"{flaky.url}/a.tif"), GRID, layer(), anywhere)
 
 
 def test_a_bearer_token_stays_with_its_read(flaky: Flaky, monkeypatch: pytest.MonkeyPatch) -> None:
