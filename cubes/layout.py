@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,9 @@ from cubes import physics, shards
 from cubes.types import CubeError, Layer, Layout, Plan, slug
 
 Array = npt.NDArray[Any]
+
+NAME = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
+"""Layer names become paths, also when a stranger's store is opened."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,11 +155,15 @@ def array_layouts(plan: Plan, layout: Layout) -> dict[str, ArrayLayout]:
     Raises
     ------
     CubeError
-        A layer's stack dimension has no axis, or no steps.
+        A layer's stack dimension has no axis, or no steps; its name cannot be a path.
     """
     check_layout(layout)
     out = {}
     for array in plan.arrays:
+        if not NAME.fullmatch(array.layer.name):
+            raise CubeError(
+                f"layer name {array.layer.name!r} is not group/variable of letters, digits, - and _"
+            )
         axis = plan.axis(array.layer)
         if array.layer.stack_dim and (axis is None or len(axis) == 0):
             raise CubeError(

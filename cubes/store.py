@@ -44,7 +44,8 @@ def write(
         Folder of the cube. A second run with the same source writes only what is missing; a sealed
         cube is left alone: no pixel is read or written.
     layout : Layout, optional
-        How the cube lies in Zarr; default ``Layout()``.
+        How the cube lies in Zarr. Default: that of the store where there is one, else
+        ``Layout()``.
     client : dask.distributed.Client, optional
         Where to run; threads of this process by default. Its workers must see `store`.
     progress : bool or callable, optional
@@ -69,7 +70,7 @@ def write(
     work = tree.source(source)
     path = ledger.store_path(store)
     with _writing(path):
-        build = _start(path, work, layout or Layout(), force=force, slots=run.slots(client))
+        build = _start(path, work, layout, force=force, slots=run.slots(client))
         table = ledger.load_table(build)
         todo = [r for r in ledger.build_regions(build) if not _whole(build, table, r)]
         seal = ledger.sealed(build)
@@ -113,19 +114,23 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _start(path: Path, work: CubeSource, layout: Layout, *, force: bool, slots: int) -> Build:
+def _start(
+    path: Path, work: CubeSource, layout: Layout | None, *, force: bool, slots: int
+) -> Build:
     """Return the store's build: as found if it is this plan's, else started here."""
-    plan: Plan = work.plan
-    arrays = layouts.array_layouts(plan, layout)
+    there = (path / ledger.FOLDER / "build.json").exists()
+    found = ledger.load_build(path) if there else None
+    wanted_layout = layout or (found.layout if found and not force else Layout())
+    plan = work.plan
+    arrays = layouts.array_layouts(plan, wanted_layout)
     wanted = Build(
         store=path,
         plan_sha256=plan.sha256,
-        layout=layout,
+        layout=wanted_layout,
         span=work.spans(arrays, slots),
         source=work.name,
     )
-    if (path / ledger.FOLDER / "build.json").exists():
-        found = ledger.load_build(path)
+    if found is not None:
         differs = _differences(found, wanted, plan)
         if not differs:
             if ledger.sealed(found) is None:
@@ -138,7 +143,7 @@ def _start(path: Path, work: CubeSource, layout: Layout, *, force: bool, slots: 
             )
     _check_writable(path)
     _empty(path)
-    first, _ = metadata.metadata(plan, layout)
+    first, _ = metadata.metadata(plan, wanted_layout)
     for key, data in first.items():
         ledger.write_atomic(path / key, data)
     ledger.save_build(wanted, plan)

@@ -280,6 +280,30 @@ def test_a_second_write_touches_nothing(
     assert "0 written, 7 reused" in str(again)
 
 
+def test_a_second_write_needs_no_layout(plan: Plan, whole: tuple[Path, Report]) -> None:
+    again = store.write(plan, whole[0])
+    assert (again.state, again.written) == ("sealed", 0)
+
+
+def test_ctrl_c_in_a_terminal(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sigint.zarr"
+    with subprocess.Popen(
+        [sys.executable, small.__file__, archive, path, "0.2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        until = time.monotonic() + 40
+        while not list(path.glob("__cubes__/regions/*.json")):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, text = child.communicate(timeout=20)
+    assert "KeyboardInterrupt" in text
+    assert not litter(path)
+    assert store.verify(path).state == "partial"
+
+
 def test_killed_and_run_again_gives_the_same_bytes(
     plan: Plan, archive: Path, whole: tuple[Path, Report], tmp_path: Path
 ) -> None:
@@ -726,3 +750,121 @@ def test_two_axes_of_a_group_may_share_a_name(tmp_path: Path, plan: Plan) -> Non
     assert coords["orbit_state"].dims == ("time",)
     assert coords["track_orbit_state"].dims == ("track",)
     assert registry.layer("s1/incidence").stack_dim == "track"
+
+
+# ------------------------------------------------------------------------------------- every layer
+
+
+def numbers(array: Any, step: int, geobox: Any, _: Plan) -> tuple[np.ndarray, int, int]:
+    """Return working numbers of any layer with a tenth of nodata, a function of place and step."""
+    layer = array.layer
+    shape = (layer.n_channels, *geobox.shape)
+    rng = np.random.default_rng([step, len(layer.name), int(geobox.affine.c + geobox.affine.f)])
+    low, high = layer.valid_range
+    if layer.convert == "power_to_db":
+        out = rng.gamma(4.4, 0.02, shape)
+    elif layer.convert == "identity":
+        out = rng.uniform(low, high, shape)
+    else:
+        scale = layer.scale if layer.kind == "continuous" else 1
+        out = np.rint((rng.uniform(low, high, shape) - layer.offset) / scale)
+    if layer.work_nodata is not None:
+        out[rng.random(shape) < 0.1] = layer.work_nodata
+    return out.astype(layer.work_dtype), out.size, 0
+
+
+def everything() -> Plan:
+    """Return a plan with every layer of the registry, on every axis."""
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+
+    from cubes.types import ArrayPlan, Axis
+
+    times = small.TIMES[:3]
+    orbit: dict[str, tuple[Any, ...]] = {
+        "relative_orbit": (132, 132, 139),
+        "orbit_state": ("ascending", "ascending", "descending"),
+    }
+    axes = (
+        Axis(group="s1", dim="time", coords={"time": times, "platform": ("s1a",) * 3, **orbit}),
+        Axis(
+            group="s1",
+            dim="track",
+            coords={
+                "track": ("132A", "139D"),
+                "relative_orbit": (132, 139),
+                "orbit_state": ("ascending", "descending"),
+            },
+        ),
+        Axis(
+            group="insar",
+            dim="pair",
+            coords={
+                "pair": ("a", "b"),
+                "reference_time": (times[0], times[1]),
+                "secondary_time": (times[1], None),
+                "temporal_baseline": (12, 12),
+                "perpendicular_baseline": (None, -40.5),
+                "relative_orbit": (132, 132),
+                "orbit_state": ("ascending", "ascending"),
+            },
+        ),
+        Axis(group="s2", dim="time", coords={"time": times, "platform": ("s2a",) * 3}),
+        Axis(group="labels", dim="year", coords={"year": (2020, 2021)}),
+    )
+    lengths = {(a.group, a.dim): len(a) for a in axes}
+    arrays = []
+    for layer in registry.layers().values():
+        n = lengths.get((layer.group, layer.stack_dim or ""), 1)
+        steps = () if layer.derived_from else ({},) * n
+        attrs = {"calibration": "gamma0_rtc"} if layer.name == "s1/backscatter" else {}
+        arrays.append(ArrayPlan(layer=layer, steps=steps, attrs=attrs))
+    return Plan(
+        geobox=GeoBox((70, 50), Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32631"),
+        axes=axes,
+        arrays=tuple(sorted(arrays, key=lambda a: a.layer.derived_from is not None)),
+        attrs={"aoi": "all"},
+    )
+
+
+def test_every_layer_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_read_block", numbers)
+    wanted, path = everything(), tmp_path / "all.zarr"
+    assert store.write(wanted, path, layout=Layout(patch=32, steps=2)).state == "sealed"
+    tree = store.open(path).load()
+    cube.check(tree)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = xr.open_datatree(path, engine="zarr").load()
+    for array in wanted.arrays:
+        layer = array.layer
+        got = tree[layer.name]
+        assert got.dims == layer.dims
+        assert got.dtype == {"mask": "bool", "class": layer.dtype}.get(layer.kind, "float32")
+        if layer.kind != "mask":
+            good = cube.valid(got)
+            assert 0.85 < float(good.mean()) < 0.95, layer.name
+            assert float(got.where(good).min()) >= layer.valid_range[0] - 1e-3
+            assert float(got.where(good).max()) <= layer.valid_range[1] + 1e-3
+        np.testing.assert_allclose(plain[layer.name], got, atol=1e-4, rtol=1e-6)
+        share = ledger.valid_fractions(path, [layer.name])[layer.name]
+        assert share.shape[1:] == (3, 2)
+        assert share.max() <= 1
+    insar = tree["insar"].to_dataset()
+    assert insar.reference_time.dtype == "datetime64[ns]"
+    assert np.isnat(insar.secondary_time[1])
+    assert np.isnat(plain["insar"].secondary_time[1])
+    assert np.isnan(insar.perpendicular_baseline[0])
+    assert insar.temporal_baseline.dtype == np.int64
+    s1 = tree["s1"].to_dataset()
+    assert s1.relative_orbit.dims == ("time",)
+    assert s1.track_relative_orbit.to_numpy().tolist() == [132, 139]
+    assert tree["labels"].year.to_numpy().tolist() == [2020, 2021]
+
+
+def test_names_that_are_paths_are_refused(plan: Plan, tmp_path: Path) -> None:
+    evil = replace(plan.arrays[0].layer, name="../../outside/backscatter")
+    bad = replace(plan, arrays=(replace(plan.arrays[0], layer=evil),))
+    with pytest.raises(CubeError, match="is not group/variable"):
+        store.write(bad, tmp_path / "a.zarr")
+    assert not list(tmp_path.iterdir())
