@@ -224,6 +224,10 @@ class Legend:
     """Code -> (name, colour as ``#rrggbb``)."""
     ignore: tuple[int, ...] = ()
     """Codes that are real in the product but must be left out of losses and scores."""
+    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Named sets of codes, such as the cropped ones."""
+    remap: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """Other legend -> (code here -> code there); what is not listed has no counterpart."""
 
     @property
     def scored(self) -> tuple[int, ...]:

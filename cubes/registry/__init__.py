@@ -2,9 +2,9 @@
 
 A user's own file has the tables ``[layers.NAME]``, ``[catalogs.NAME]``, ``[legends.NAME]`` and
 ``[aois.NAME]`` (``wkt``, or ``bbox``, and ``size`` for points). ``add(path)`` makes its rows known
-by name in this process; ``catalog(path)`` uses a file with one catalogue without adding it. Paths in
-it may hold environment variables (``$DATA/catalog.json``). Workers need no registry: a plan carries
-the rows that it uses.
+by name in this process; ``catalog(path)`` uses a file with one catalogue without adding it. Paths
+in it may hold environment variables (``$DATA/catalog.json``). Workers need no registry: a plan
+carries the rows that it uses.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cubes.types import AOI, Access, Catalog, CubeError, Layer, Legend, Product
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _Row = dict[str, Any]
 
@@ -40,6 +43,13 @@ class _Rows:
                 self._tables[kind] = {
                     f["properties"]["name"]: {"geojson": f["geometry"]}
                     for f in json.loads(text)["features"]
+                }
+            elif kind == "legends":
+                folder = files(__name__).joinpath("legends")
+                self._tables[kind] = {
+                    name: row
+                    for path in sorted(folder.iterdir(), key=lambda p: p.name)
+                    for name, row in _shipped(f"legends/{path.name}").items()
                 }
             else:
                 self._tables[kind] = _shipped(f"{kind}.toml")
@@ -162,7 +172,9 @@ def _catalog(name: str, row: Mapping[str, Any], folder: Path) -> Catalog:
     if not isinstance(access, Access):
         given = _fields(Access, access, f"access of catalogue {name!r}")
         given["sign"] = given.get("sign") or None
-        given["roots"] = tuple(str((folder / os.path.expandvars(r)).resolve()) for r in given.get("roots", ()))
+        given["roots"] = tuple(
+            str((folder / os.path.expandvars(r)).resolve()) for r in given.get("roots", ())
+        )
         access = Access(**given)
     body = _fields(Catalog, {k: v for k, v in row.items() if k not in ("products", "access")},
                    f"catalogue {name!r}")  # fmt: skip
@@ -193,7 +205,66 @@ def legend(name: str | Legend) -> Legend:
         return name
     row = {"nodata": None, **_rows.row("legends", name)}
     classes = {int(code): (str(v[0]), str(v[1])) for code, v in row.pop("classes").items()}
-    return Legend(**_fields(Legend, {**row, "name": name}, f"legend {name!r}"), classes=classes)
+    groups = {k: tuple(v) for k, v in row.pop("groups", {}).items()}
+    remap = {
+        other: {int(code): int(there) for there, codes in table.items() for code in codes}
+        for other, table in row.pop("remap", {}).items()
+    }
+    plain = _fields(Legend, {**row, "name": name}, f"legend {name!r}")
+    return Legend(**plain, classes=classes, groups=groups, remap=remap)
+
+
+def legends() -> tuple[str, ...]:
+    """Return the names of the known legends."""
+    return tuple(_rows.table("legends"))
+
+
+def translate(codes: np.ndarray, legend_: str | Legend, to: str | Legend) -> np.ndarray:
+    """Return class codes of one legend as codes of another.
+
+    Parameters
+    ----------
+    codes : array
+        Any shape, whole numbers; the legend's nodata and ignored codes are allowed.
+    legend_, to : str or Legend
+        Where the codes come from, and the legend wanted.
+
+    Returns
+    -------
+    array
+        uint8 (uint16 where codes pass 255), same shape; nodata of `to` where a code is nodata,
+        ignored, or has no counterpart.
+
+    Raises
+    ------
+    CubeError
+        No table between the two; a code that the legend does not have.
+    """
+    import numpy as np
+
+    one, other = legend(legend_), legend(to)
+    if other.name not in one.remap:
+        raise CubeError(
+            f"legend {one.name!r} has no table to {other.name!r}; it has "
+            f"{', '.join(one.remap) or 'none'}"
+        )
+    if other.nodata is None:
+        raise CubeError(f"legend {other.name!r} has no nodata for codes without a counterpart")
+    codes = np.asarray(codes)
+    known = {*one.classes, *(() if one.nodata is None else (one.nodata,))}
+    strange = sorted(set(np.unique(codes).tolist()) - known)
+    if strange:
+        raise CubeError(
+            f"codes {strange[:5]} are not in legend {one.name!r} ({one.title}): another legend, or "
+            "resampled with a kernel that invents values"
+        )
+    size = max(known) + 1
+    dtype = np.uint8 if max(other.classes) < 256 else np.uint16
+    table = np.full(size, other.nodata, dtype)
+    for code, there in one.remap[other.name].items():
+        if code not in one.ignore:
+            table[code] = there
+    return table[codes]
 
 
 def named_aoi(name: str) -> AOI:
