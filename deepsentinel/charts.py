@@ -102,7 +102,10 @@ def ndvi_series(cube: xr.DataTree, *, every: int = 4) -> Figure:
         ax.plot(dates[enough], middle, "o-", color=line, lw=1.4, ms=3, label=name)
         ax.fill_between(dates[enough], low, high, color=colour, alpha=0.18, lw=0)
     _plain(ax, "NDVI of clear pixels by class: median and middle half", "", "NDVI")
-    ax.legend(fontsize=7, frameon=False, ncol=4, labelcolor=INK)
+    ax.legend(
+        fontsize=7, frameon=False, ncol=6, labelcolor=INK, loc="upper left",
+        bbox_to_anchor=(0, -0.1),
+    )  # fmt: skip
     return fig
 
 
@@ -269,5 +272,8 @@ def monthly(by_month: Mapping[str, Mapping[str, Mapping[str, float]]], score: st
     back.set_axis_off()
     ax.set_zorder(back.get_zorder() + 1)
     ax.patch.set_visible(False)
-    ax.legend(fontsize=7, frameon=False, labelcolor=INK, loc="lower left")
+    ax.legend(
+        fontsize=7, frameon=False, labelcolor=INK, ncol=2, loc="upper center",
+        bbox_to_anchor=(0.5, -0.18),
+    )  # fmt: skip
     return fig

@@ -24,7 +24,7 @@ import xarray as xr
 
 from cubes.types import CubeError
 from deepsentinel import embedstore
-from deepsentinel.embedstore import BLOCK, FORMAT, Block, Target, quantise, verify_embeddings
+from deepsentinel.embedstore import FORMAT, Block, Target, quantise, verify_embeddings
 from deepsentinel.windows import CubeReader, Tile, tiles
 
 __all__ = ["embed", "open_embeddings", "quantise", "verify_embeddings"]

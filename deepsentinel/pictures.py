@@ -217,14 +217,23 @@ def _map(fig: Figure, ax: Axes, panel: Panel) -> None:
             np.ma.masked_invalid(panel.image), cmap=cmap, vmin=low, vmax=high,
             interpolation="antialiased", interpolation_stage="rgba",
         )  # fmt: skip
-        bar = fig.colorbar(shown, ax=ax, orientation="horizontal", fraction=0.05, pad=0.03)
+        # an axis of its own inside the panel's: a colour bar beside it would change its size, and
+        # maps of one row would no longer line up
+        bar = fig.colorbar(
+            shown, cax=ax.inset_axes((0, -0.075, 0.5, 0.03)), orientation="horizontal"
+        )
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=2, labelsize=7, colors=MUTED)
-        bar.set_label(panel.unit, fontsize=7, color=MUTED, labelpad=1)
+        ax.text(
+            0.53, -0.06, panel.unit, fontsize=7, color=MUTED, va="center", transform=ax.transAxes
+        )
     if panel.legend:
-        handles = [Patch(color=colour, label=name) for name, colour in panel.legend]
+        handles = [
+            Patch(facecolor=colour, edgecolor=MUTED, linewidth=0.4, label=name)
+            for name, colour in panel.legend
+        ]
         ax.legend(
-            handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncol=2,
+            handles=handles, loc="upper left", bbox_to_anchor=(-0.03, -0.01), ncol=2,
             fontsize=7, frameon=False, handlelength=1, handleheight=1, labelcolor=INK,
             columnspacing=1,
         )  # fmt: skip
@@ -283,7 +292,7 @@ def overview(cube: xr.DataTree) -> list[Panel]:
         z = cube["terrain"].to_dataset()["elevation"].to_numpy()
         low, high = np.nanpercentile(z, [1, 99])
         panels.append(
-            Panel(title="Elevation", image=z, scale=("terrain", float(low), float(high)), unit="m")
+            Panel(title="Elevation", image=z, scale=("YlOrBr", float(low), float(high)), unit="m")
         )
     if "labels" in cube.children:
         codes, legend = labels(cube)

@@ -6,14 +6,13 @@ stages. What is missing is left out and said so. It needs no network, no script,
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,50 +20,8 @@ import xarray as xr
 
 from cubes.types import CubeError
 from deepsentinel import charts, pictures
+from deepsentinel.page import Page, facts, paragraph, picture, row
 from deepsentinel.tasks import Evaluation
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STYLE = """
-:root{--ink:#1f2933;--muted:#66727f;--line:#e4e7eb;--accent:#2f6690;--good:#2f7d5b;--bad:#b23a48}
-*{box-sizing:border-box}
-body{margin:0;background:#f7f9fa;color:var(--ink);
- font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:2.5rem 1.25rem 4rem}
-h1{font-size:2rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.01em}
-h2{font-size:1.3rem;margin:0 0 .8rem}
-h3{font-size:1rem;margin:1.4rem 0 .5rem}
-p{margin:.4rem 0 .8rem;max-width:46rem}
-.lead{color:var(--muted);font-size:1.05rem}
-section{background:#fff;border:1px solid var(--line);border-radius:10px;padding:1.4rem 1.5rem;
- margin-top:1.4rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:.9rem;
- margin-top:1.4rem}
-.card{background:#fff;border:1px solid var(--line);border-radius:10px;padding:1rem 1.1rem}
-.card b{display:block;font-size:1.75rem;line-height:1.15;font-variant-numeric:tabular-nums}
-.card span{color:var(--muted);font-size:.86rem}
-figure{margin:1rem 0 0}
-figure img{display:block;max-width:100%;height:auto;border-radius:6px}
-figcaption{color:var(--muted);font-size:.86rem;margin-top:.4rem;max-width:46rem}
-.row{display:flex;flex-wrap:wrap;gap:1.2rem;align-items:flex-start}
-.row>*{flex:1 1 380px;min-width:0}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.36rem .6rem;border-bottom:1px solid var(--line);text-align:right;
- white-space:nowrap}
-th:first-child,td:first-child{text-align:left}
-thead th{color:var(--muted);font-weight:600;border-bottom:2px solid var(--line)}
-tr.model td{background:#eef4f8;font-weight:600}
-.good{color:var(--good)}.bad{color:var(--bad)}
-.note{border-left:3px solid #edae49;padding:.2rem 0 .2rem .9rem;color:#52606d}
-dl{display:grid;grid-template-columns:minmax(9rem,auto) 1fr;gap:.25rem 1.2rem;font-size:.88rem;
- margin:.4rem 0}
-dt{color:var(--muted)}dd{margin:0;overflow-wrap:anywhere}
-code{font:.92em ui-monospace,SFMono-Regular,Menlo,monospace}
-footer{color:var(--muted);font-size:.82rem;margin-top:2rem}
-@media print{body{background:#fff}section{break-inside:avoid}}
-"""
 
 _HEADS = {
     "mIoU": "mIoU",
@@ -123,67 +80,6 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-@dataclass(kw_only=True)
-class Page:
-    """A page under construction: cards on top, then sections."""
-
-    title: str
-    lead: str = ""
-    cards: list[tuple[str, str]] = field(default_factory=list)
-    """(number, what it is)."""
-    sections: list[tuple[str, list[str]]] = field(default_factory=list)
-
-    def section(self, title: str) -> list[str]:
-        """Return the parts of a new section, to be appended to."""
-        parts: list[str] = []
-        self.sections.append((title, parts))
-        return parts
-
-    def html(self) -> str:
-        """Return the page."""
-        cards = "".join(
-            f'<div class="card"><b>{html.escape(n)}</b><span>{html.escape(what)}</span></div>'
-            for n, what in self.cards
-        )
-        body = "".join(
-            f"<section><h2>{html.escape(title)}</h2>{''.join(parts)}</section>"
-            for title, parts in self.sections
-        )
-        title = html.escape(self.title)
-        return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>"
-            f'<p class="lead">{html.escape(self.lead)}</p>'
-            f'<div class="cards">{cards}</div>{body}'
-            "<footer>Made by DeepSentinel. Every number on this page was computed in the run that "
-            "it describes.</footer></main></body></html>\n"
-        )
-
-
-def picture(figure: Figure, caption: str) -> str:
-    """Return a figure embedded as HTML, its caption below and as alternative text."""
-    data = base64.b64encode(pictures.png(figure)).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
-def paragraph(text: str, *, note: bool = False) -> str:
-    """Return a paragraph as HTML; a note is set apart."""
-    return f"<p{' class=note' if note else ''}>{html.escape(text)}</p>"
-
-
-def facts(rows: Mapping[str, Any]) -> str:
-    """Return names and values as a list in HTML."""
-    items = "".join(
-        f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>" for k, v in rows.items()
-    )
-    return f"<dl>{items}</dl>"
-
-
 def score_table(table: pd.DataFrame, score: str) -> str:
     """Return an evaluation's table as HTML: scores, interval, and the model's lead over each row.
 
@@ -197,10 +93,10 @@ def score_table(table: pd.DataFrame, score: str) -> str:
     shown = [c for c in _HEADS if c in table]
     heads = ["", *(_HEADS[c] for c in shown), "95 % interval", "model leads by"]
     rows = []
-    for name, row in table.iterrows():
-        cells = [html.escape(str(name)), *(_number(row[c]) for c in shown)]
-        cells.append(f"{_number(row[f'{score}_low'])} to {_number(row[f'{score}_high'])}")
-        cells.append("" if name == "model" else _lead_cell(row))
+    for name, values in table.to_dict("index").items():
+        cells = [html.escape(str(name)), *(_number(values[c]) for c in shown)]
+        cells.append(f"{_number(values[f'{score}_low'])} to {_number(values[f'{score}_high'])}")
+        cells.append("" if name == "model" else _lead_cell(values))
         kind = ' class="model"' if str(name).startswith("model") else ""
         rows.append(f"<tr{kind}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
     head = "".join(f"<th>{h}</th>" for h in heads)
@@ -210,11 +106,12 @@ def score_table(table: pd.DataFrame, score: str) -> str:
     )
 
 
-def _number(value: float) -> str:
+def _number(value: Any) -> str:
+    value = float(value)
     return "–" if not np.isfinite(value) else f"{value:.3f}"
 
 
-def _lead_cell(row: pd.Series[Any]) -> str:
+def _lead_cell(row: Mapping[Any, Any]) -> str:
     low, high = float(row["gain_low"]), float(row["gain_high"])
     kind = "good" if low > 0 else "bad" if high < 0 else ""
     return f'<span class="{kind}">{float(row["gain"]):+.3f}</span> ({low:+.3f} to {high:+.3f})'
@@ -222,9 +119,9 @@ def _lead_cell(row: pd.Series[Any]) -> str:
 
 def verdict(table: pd.DataFrame, other: str) -> str:
     """Return in words whether the model is above another contender, by the paired interval."""
-    row = table.loc[other]
-    low, high = float(row["gain_low"]), float(row["gain_high"])
-    span = f"{float(row['gain']):+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, paired by tile"
+    low, high = (float(table["gain_" + end][other]) for end in ("low", "high"))
+    lead = float(table["gain"][other])
+    span = f"{lead:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, paired by tile"
     if low > 0:
         return f"above {other} ({span})"
     if high < 0:
@@ -301,18 +198,14 @@ def _cards(found: _Found) -> list[tuple[str, str]]:
     cards = []
     cover = found.scores.get("landcover")
     if cover is not None:
-        t = cover.table
-        cards.append((f"{t.loc['model', 'mIoU']:.3f}", "mIoU, linear probe on the embedding"))
-        cards.append(
-            (f"{t.loc['pixel statistics', 'mIoU']:.3f}", "mIoU, same probe on pixel statistics")
-        )
+        scores = cover.table["mIoU"]
+        cards.append((_number(scores["model"]), "mIoU, linear probe on the embedding"))
+        cards.append((_number(scores["pixel statistics"]), "mIoU, same probe on pixel statistics"))
     green = found.scores.get("ndvi")
     if green is not None:
-        t = green.table
-        cards.append(
-            (f"{t.loc['model', 'skill']:.3f}", "skill over month climatology, NDVI from radar")
-        )
-        cards.append((f"{t.loc['ridge', 'skill']:.3f}", "the same skill, ridge regression"))
+        scores = green.table["skill"]
+        cards.append((_number(scores["model"]), "skill over month climatology, NDVI from radar"))
+        cards.append((_number(scores["ridge"]), "the same skill, ridge regression"))
     return cards
 
 
@@ -321,7 +214,7 @@ def _cube_section(page: Page, name: str, cube: xr.DataTree) -> None:
     box = cube[next(iter(cube.children))].to_dataset().odc.geobox
     size = (
         f"{cube.sizes['y']:,} × {cube.sizes['x']:,} pixels of {abs(box.resolution.x):g} m, "
-        f"{box.crs}"
+        f"{_crs(box)}"
     )
     steps = ", ".join(
         f"{cube[g].sizes[d]} {what}"
@@ -345,6 +238,10 @@ def _cube_section(page: Page, name: str, cube: xr.DataTree) -> None:
         parts.append(
             picture(charts.ndvi_series(cube), "The season of each class, clear pixels only.")
         )
+
+
+def _crs(box: Any) -> str:
+    return f"EPSG:{box.crs.epsg}" if box.crs.epsg else str(box.crs.proj.name)
 
 
 def _landcover_section(page: Page, scored: Evaluation | None) -> None:
@@ -375,7 +272,7 @@ def _landcover_section(page: Page, scored: Evaluation | None) -> None:
     )
     chart = charts.bars(table, "mIoU", title="mIoU with 95 % interval", label="mIoU")
     parts.append(
-        _row(
+        row(
             picture(figure, "Where the pixels of each true class went."),
             picture(chart, "Every contender. The interval is drawn by tile of ground."),
         )
@@ -423,16 +320,14 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
         if f"density/{n}" in scored.arrays
     }
     if density:
-        from deepsentinel.vegetation import BINS
-
         parts.append(
             picture(
-                charts.density(density, BINS),
+                charts.density(density, scored.arrays["density_edges"]),
                 "Prediction against measurement, number of pixels on a logarithmic scale.",
             )
         )
     parts.append(
-        _row(
+        row(
             picture(
                 charts.bars(table, "skill", title="Skill over month climatology", label="skill"),
                 "0 is the month's mean. The interval is drawn by tile of ground.",
@@ -445,10 +340,10 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
     )
     panels = list(_example_panels(scored))
     if panels:
-        columns = 3 if gap is None else 2
+        columns = 6 if gap is None else 4
         parts.append(
             picture(
-                pictures.maps(panels, columns=columns, width=2.7),
+                pictures.maps(panels, columns=columns, width=1.75),
                 "The nearly cloudless test scenes of most varied NDVI.",
             )
         )
@@ -462,10 +357,6 @@ def _example_panels(scored: Evaluation) -> Iterable[pictures.Panel]:
             image = scored.arrays.get(f"example/{i}/{name}")
             if image is not None:
                 yield pictures.Panel(title=title, image=image, scale=("YlGn", 0, 0.9), unit="NDVI")
-
-
-def _row(*blocks: str) -> str:
-    return f'<div class="row">{"".join(f"<div>{b}</div>" for b in blocks)}</div>'
 
 
 def _embedding_section(page: Page, found: _Found) -> None:
@@ -506,8 +397,9 @@ def _training_section(page: Page, found: _Found) -> None:
         return
     parts = page.section("Training")
     history = found.history
-    losses = [c for c in history if "loss" in c.lower()][:4]
-    others = [c for c in history if "rank" in c.lower() or "uniform" in c.lower()][:3]
+    names = [str(c) for c in history]
+    losses = [c for c in names if "loss" in c.lower()][:4]
+    others = [c for c in names if "rank" in c.lower() or "uniform" in c.lower()][:3]
     blocks = [picture(charts.curves(history, losses, title="Loss"), "Loss over the steps.")]
     if others:
         blocks.append(
@@ -516,7 +408,7 @@ def _training_section(page: Page, found: _Found) -> None:
                 "Effective rank falls to 1, uniformity rises to 0 when it does.",
             )
         )
-    parts.append(_row(*blocks))
+    parts.append(row(*blocks))
 
 
 def _making_section(page: Page, found: _Found) -> None:

@@ -182,14 +182,13 @@ def thinned(samples: Any, n: int) -> Any:
 
 
 def _loaded(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
-    from deepsentinel.batch import Stream, inputs, loader
+    from deepsentinel.batch import inputs, loader
 
     device = next(iter(model.parameters())).device
     norm = normaliser(model)
     names = [row["name"] for g in model.config.groups for row in model.config.layers(g)]
     there = [name for name in names if name in samples.layers]
-    how = Stream(shuffle=False, drop_last=False)
-    for batch in loader(samples, options.batch_size, stream=how):
+    for batch in loader(samples, options.batch_size, shuffle=False, drop_last=False):
         moved = batch if device.type == "cpu" else batch.to(device)
         yield Scored(batch=batch, x=inputs(moved, norm, layers=there), layers=dict(samples.layers))
 

@@ -340,6 +340,7 @@ class _Result:
         out: dict[str, npt.NDArray[np.generic]] = {
             f"density/{name}": d for name, d in self.density.items()
         }
+        out["density_edges"] = BINS
         for i, (_, _, _, images) in enumerate(sorted(self.examples, reverse=True)):
             out |= {f"example/{i}/{name}": image for name, image in images.items()}
         return out
