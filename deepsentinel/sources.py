@@ -12,7 +12,7 @@ import torch
 
 from cubes.types import CubeError
 from deepsentinel.augment import crop
-from deepsentinel.batch import Batch, Stream, loader
+from deepsentinel.batch import Batch, loader
 from deepsentinel.normalise import Normaliser, inputs
 from deepsentinel.recipe import Recipe
 
@@ -67,12 +67,10 @@ class Source(Protocol):
 class CubeSource:
     """Batches of samples of cubes, cropped and normalised as a recipe says."""
 
-    def __init__(
-        self, samples: Samples, recipe: Recipe, norm: Normaliser, *, learn: bool
-    ) -> None:
+    def __init__(self, samples: Samples, recipe: Recipe, norm: Normaliser, *, learn: bool) -> None:
         names = recipe.model.layers or None
         self.norm = _only(norm, names)
-        self.groups = group_rows(self.norm, calibrations(samples))
+        self.groups: Mapping[str, Mapping[str, Any]] = group_rows(self.norm, calibrations(samples))
         self.normaliser: Mapping[str, Any] = json.loads(self.norm.to_json())
         self.sha256 = samples.sha256
         self.data, self.stores = recipe.data, [s.path for s in samples.stores]
@@ -81,9 +79,9 @@ class CubeSource:
             recipe.data.batch_size,
             workers=recipe.data.workers,
             seed=recipe.seed,
-            stream=Stream(
-                shuffle=learn, drop_last=learn, threads=recipe.data.threads
-            ),
+            shuffle=learn,
+            drop_last=learn,
+            threads=recipe.data.threads,
         )
 
     def __len__(self) -> int:
