@@ -112,7 +112,7 @@ class OpticalWriter:
                 continue
             size = RESOLUTION[band]
             grid = tile.grid.coarser(size // 10)
-            # 0 is nodata: a measured value below 1 is published as 1, as ESA does.
+            # 0 is nodata: a measured value below 1 is published as 1.
             number_ = np.clip(np.rint(bands[band] * 10000) + offset, 1, 65535)
             pixels = np.where(valid[size] & held[size], number_, 0).astype(np.uint16)
             href = f"{stem}_{band}_{size}m.tif"

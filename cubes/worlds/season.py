@@ -71,8 +71,8 @@ class State:
 def weather(params: Params, seed: int) -> Weather:
     """Return daily rain, soil moisture and temperature.
 
-    Rain is a Bernoulli-exponential process; moisture an antecedent precipitation index that
-    decays with `dry_days` and saturates (the bucket of Entekhabi and Rodriguez-Iturbe 1994).
+    Rain is a Bernoulli-exponential process; moisture an antecedent precipitation index (Kohler and
+    Linsley 1951) that decays with `dry_days` and saturates.
     """
     p, rng = params.weather, stream(seed, "weather")
     n = params.place.days + 1
