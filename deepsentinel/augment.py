@@ -177,14 +177,12 @@ def crop(batch: Batch, size: int, *, each: int = 1, generator: torch.Generator) 
     place = again(batch.place)
     place[:, 1] += top.flatten().to(place)
     place[:, 2] += left.flatten().to(place)
-    changed = {
-        "stored": {k: cut(v) for k, v in batch.stored.items()},
-        "days": {k: again(v) for k, v in batch.days.items()},
-        "present": {k: again(v) for k, v in batch.present.items()},
-        "place": place,
-    }
-    for name in ("track", "lonlat", "lon", "lat"):
-        value = getattr(batch, name, None)
-        if isinstance(value, Tensor):
-            changed[name] = again(value)
-    return replace(batch, **changed)
+    return replace(
+        batch,
+        stored={k: cut(v) for k, v in batch.stored.items()},
+        days={k: again(v) for k, v in batch.days.items()},
+        present={k: again(v) for k, v in batch.present.items()},
+        track=None if batch.track is None else again(batch.track),
+        place=place,
+        lonlat=again(batch.lonlat),
+    )

@@ -58,6 +58,8 @@ def save(
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    for left in place.glob(".step-*.tmp"):  # by a process that was killed
+        left.unlink()
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     body = {"format": FORMAT_VERSION, "step": step, **state}
     header = {"state": json.dumps(body, sort_keys=True), "sha256": digest(whole)}

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own idiom
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Inputs = Mapping[str, Mapping[str, Tensor]]
@@ -168,7 +168,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, code: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """Return the mixed tokens; x (M, tokens, D), mask True where a key may be seen."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = _rotate(self.norm_q(q), code), _rotate(self.norm_k(k), code)
+        q, k = _rotate(self.norm_q(q.float()), code), _rotate(self.norm_k(k.float()), code)
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
@@ -212,11 +212,9 @@ class GroupEncoder(nn.Module):
         c, rows = config, config.layers(group)
         self.patch, self.min_usable, self.timed = c.patch, c.min_usable, group != STATIC
         self.pools = c.pools if self.timed else 1
-        counts = torch.tensor([len(r["channels"]) for r in rows])
-        self.n_channels, self.n_layers = int(counts.sum()), len(rows)
-        self.register_buffer(
-            "layer_of", torch.arange(len(rows)).repeat_interleave(counts), persistent=False
-        )
+        layer_of = [i for i, r in enumerate(rows) for _ in r["channels"]]
+        self.n_channels, self.n_layers = len(layer_of), len(rows)
+        self.register_buffer("layer_of", torch.tensor(layer_of), persistent=False)
         makes_date = torch.tensor([not r.get("aux", False) for r in rows])
         self.register_buffer("makes_date", makes_date, persistent=False)
         # Values, one flag per layer, the time of year, and a flag that drives an unobserved pixel
@@ -267,8 +265,8 @@ class GroupEncoder(nn.Module):
         weights = (score.softmax(2) * seen_BNT[..., None]).to(tokens.dtype)
         w_BNKT = weights.transpose(2, 3)
         pooled_BND = self.merge((w_BNKT @ tokens_BNTD).flatten(2))
-        summed = (w_BNKT @ pixels_BNTPS.flatten(-2)).unflatten(-1, (self.patch**2, -1))
         mass = w_BNKT @ observed_BNTP.to(w_BNKT.dtype)
+        summed = (w_BNKT @ pixels_BNTPS.flatten(-2)).reshape(*mass.shape, -1)
         mean = summed / (mass + 1e-3)[..., None]
         detail = torch.cat([mean, mass[..., None]], -1).transpose(2, 3).flatten(3)
         return Series(
@@ -402,7 +400,7 @@ class Decoder(nn.Module):
             mass = w_BNQT @ s.observed_BNTP.to(w_BNQT.dtype)
             # A pixel missing at an attended date is filled by the dates at which it was seen.
             fill = w_BNQT.sum(-1, keepdim=True) / (mass + 1e-3)
-            mean = (w_BNQT @ s.pixels_BNTPS.flatten(-2)).unflatten(-1, (self.patch**2, -1))
+            mean = (w_BNQT @ s.pixels_BNTPS.flatten(-2)).reshape(*mass.shape, -1)
             out = out + self.pixel[name](mean * fill[..., None])
         return out
 
@@ -413,11 +411,13 @@ class Decoder(nn.Module):
         seen = torch.cat([encoded.series[g].seen_BNT for g in names], 2)
         days = torch.cat([encoded.series[g].days_BT for g in names], 1)
         periods = self.get_buffer("periods")
-        q = self.norm_q(self.q(self.norm_ask(ask)).unflatten(-1, (self.heads, -1)))
+        q = self.norm_q(self.q(self.norm_ask(ask)).unflatten(-1, (self.heads, -1)).float())
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).unbind(-3)
         q_code, k_code = _rotary(days_BQ, periods), _rotary(days, periods)
         q = _rotate(q, (q_code[0][:, None, :, None], q_code[1][:, None, :, None]))
-        k = _rotate(self.norm_k(k), (k_code[0][:, None, :, None], k_code[1][:, None, :, None]))
+        k = _rotate(
+            self.norm_k(k.float()), (k_code[0][:, None, :, None], k_code[1][:, None, :, None])
+        )
         score = q.transpose(2, 3) @ k.permute(0, 1, 3, 4, 2) / math.sqrt(q.shape[-1])
         mask = seen[:, :, None, None]
         weights = score.float().masked_fill(~mask, -1e9).softmax(-1) * mask
@@ -479,7 +479,7 @@ class Fusion(nn.Module):
         patch_BNE = self.to_patch(e.place_BND)
         known = e.known_BN[..., None].to(patch_BNE.dtype)
         pooled = (patch_BNE * known).sum(1) / known.sum(1).clamp(min=1)
-        grid = _unit(patch_BNE).transpose(1, 2).unflatten(-1, (h // p, w // p))
+        grid = _unit(patch_BNE).transpose(1, 2).reshape(len(patch_BNE), -1, h // p, w // p)
         return {
             "dense": dense[..., : e.size[0], : e.size[1]],
             "patch": grid,
@@ -489,17 +489,8 @@ class Fusion(nn.Module):
     def predict(self, inputs: Inputs, query: Mapping[str, Any]) -> Tensor:
         """Return what a group would have shown at the dates asked for, in normalised units.
 
-        Parameters
-        ----------
-        inputs
-            What was seen; may lack the group asked for.
-        query
-            ``{"group": "s2", "days": (B,Q)}``, days since 2000-01-01.
-
-        Returns
-        -------
-        Tensor
-            (B,Q,C,H,W), C as in ``config.channels(group)``.
+        `inputs` may lack the group asked for; `query` is ``{"group": "s2", "days": (B,Q)}``, days
+        since 2000-01-01. The result is (B,Q,C,H,W), C as in ``config.channels(group)``.
 
         Raises
         ------
@@ -534,7 +525,7 @@ class Fusion(nn.Module):
         n_here = here.sum(1)[..., None].clamp(min=1)
         place = (tokens * here[..., None]).sum(1) / n_here + self.kind["place"]
         place_BND = self.norm(self._join(place, tokens, here, padded[1] // p))
-        detail = self.unfold(place_BND).unflatten(-1, (p * p, -1))
+        detail = self.unfold(place_BND).reshape(*place_BND.shape[:2], p * p, -1)
         for g in names:
             detail = detail + series[g].detail_BNPX
         image = unpatchify(detail[:, :, None], p, padded[1])[:, 0]
@@ -597,12 +588,7 @@ class Fusion(nn.Module):
     ) -> Fusion:
         """Return the model saved in a folder, in evaluation mode, on the CPU.
 
-        Parameters
-        ----------
-        path
-            Folder of `save_pretrained`.
-        groups
-            The layers it is to be used on; refused where they differ.
+        `groups` are the layers that it is to be used on; it refuses where they differ.
 
         Raises
         ------
@@ -631,15 +617,9 @@ class Fusion(nn.Module):
 def check_groups(
     known: Mapping[str, Mapping[str, Any]], given: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Return nothing if `given` layers mean what a model `known` to be trained on them expects.
+    """Raise ModelError, naming the first difference, unless `given` layers are those `known`.
 
-    A group or layer may be missing; one that is there must have the same channels in the same
-    order, units, calibration and kind.
-
-    Raises
-    ------
-    ModelError
-        Naming the first difference.
+    Fewer groups or layers are fine; those there need the same channels, units, calibration, kind.
     """
     for group, content in given.items():
         rows = {r["name"]: r for r in known.get(group, {"layers": []})["layers"]}
@@ -673,3 +653,44 @@ def _init(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def flops(
+    config: FusionConfig,
+    *,
+    size: int,
+    dates: Mapping[str, int],
+    queries: Mapping[str, int] | None = None,
+) -> int:
+    """Return operations of matrix products and convolutions, one sample, forward; training is 3x.
+
+    A block of width D over n tokens that see m keys is ``2 n (12 D^2 + 2 m D)``. `dates` and
+    `queries` (of the decoder; None: embeddings only) are per group; ``static`` counts 1.
+    """
+    c, side = config, -(-size // config.patch)
+    n, p, d, x = side**2, config.patch**2, config.width, config.detail
+
+    def blocks(tokens: int, keys: int, depth: int) -> int:
+        return depth * tokens * (12 * d * d + 2 * keys * d)
+
+    total = 0
+    for group, t in dates.items():
+        timed = group != STATIC
+        k = c.pools if timed else 1
+        stem = len(c.channels(group)) + len(c.layers(group)) + 7
+        total += n * t * p * c.stem * (stem + d) + 6 * t * d
+        total += n * blocks(t, t, c.depth_t if timed else 0)
+        total += n * k * (t * d + t * d + d * d + t * p * (c.stem + 1) + p * (c.stem + 1) * x)
+    joint = (1 + len(dates)) * n
+    total += blocks(joint, joint, c.depth_f)
+    total += n * d * x * p + 2 * n * p * 10 * x * x + n * d * c.dims + n * p * x * c.dims
+    if queries is None:
+        return 2 * (total + n * d * c.dims)
+    seen = {g: t for g, t in dates.items() if g != STATIC}
+    for group, q in queries.items():
+        total += q * d * (6 + 2 * x) + n * p * c.dims * x + n * d * d
+        total += n * q * d * (10 * d + x) + n * sum(seen.values()) * d * (2 * d + 2 * q)
+        for t in seen.values():
+            total += n * q * (t * c.heads + t * p * (c.stem + 1) + p * c.stem * x)
+        total += n * q * p * x * len(c.channels(group))
+    return 2 * total

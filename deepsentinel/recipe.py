@@ -230,28 +230,23 @@ def _join(where: str, key: str) -> str:
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:
+    """Return a value as `kind`: a literal, an optional, a tuple, a mapping or a plain type."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
+    if kind is Any or (origin is Literal and value in inner):
         return value
-    if origin is Literal:
-        if value in inner:
-            return value
-    elif origin in (types.UnionType, typing.Union):
+    if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
         return _value(next(k for k in inner if k is not type(None)), value, where)
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            many = len(inner) == 2 and inner[1] is Ellipsis
-            if many or len(value) == len(inner):
-                kinds = [inner[0]] * len(value) if many else inner
-                return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
-    elif isinstance(origin, type) and issubclass(origin, Mapping):
-        if isinstance(value, Mapping):
-            return {str(k): _value(inner[1], v, _join(where, str(k))) for k, v in value.items()}
-    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = [inner[0]] * len(value) if inner[1:] == (Ellipsis,) else list(inner)
+        if len(kinds) == len(value):
+            return tuple(_value(k, v, where) for k, v in zip(kinds, value, strict=True))
+    elif origin is not tuple and isinstance(origin, type) and isinstance(value, Mapping):
+        return {str(k): _value(inner[1], v, _join(where, str(k))) for k, v in value.items()}
+    elif kind is float and type(value) in (int, float):
         return float(value)
-    elif isinstance(kind, type) and type(value) is kind:
+    elif kind is type(value):
         return value
     wanted = " or ".join(repr(v) for v in inner) if origin is Literal else _name(kind)
     raise CubeError(f"{where} must be {wanted}, got {value!r}")

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import pandas as pd
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
@@ -219,7 +220,10 @@ class Data(lightning.LightningDataModule):
         return self.source
 
     def transfer_batch_to_device(
-        self, batch: Fetched, device: torch.device, dataloader_idx: int  # noqa: ARG002
+        self,
+        batch: Fetched,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002
     ) -> Fetched:
         """Return the batch on the device."""
         return Fetched(self.source.to(batch.batch, device), batch.position)
@@ -271,11 +275,16 @@ class Training(lightning.LightningModule):
         ]
         return torch.optim.AdamW(groups, lr=t.lr, betas=t.betas, fused=True)
 
+    def _optimizer(self) -> LightningOptimizer:
+        found = self.optimizers()
+        assert isinstance(found, LightningOptimizer)
+        return found
+
     def on_train_start(self) -> None:
         """Put optimiser and generators where the checkpoint left them."""
         self.ema = {k: v.to(self.device) for k, v in self.ema.items()}
         if self._pending:
-            _load_optimizer(self.optimizers().optimizer, self._pending)
+            _load_optimizer(self._optimizer().optimizer, self._pending)
             checkpoint.set_random_state(self._pending, self._random)
             self._pending = {}
         self._clock = time.monotonic()
@@ -283,7 +292,7 @@ class Training(lightning.LightningModule):
     def training_step(self, fetched: Fetched, batch_idx: int) -> None:  # noqa: ARG002
         """Take one batch: loss, gradients and, every `accumulate` batches, a step."""
         t, source = self.recipe.train, self.sources["train"]
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         generator = torch.Generator().manual_seed(mixed(self.recipe.seed, self.batches))
         inputs = source.inputs(fetched.batch, generator)
         losses = self.objective(self.model, inputs, generator=generator, batch=fetched.batch)
@@ -351,9 +360,7 @@ class Training(lightning.LightningModule):
 
     def _log(self, *, validate: bool) -> None:
         keys = sorted({k for r in self._recent for k in r})
-        means = {
-            k: float(torch.stack([r[k] for r in self._recent if k in r]).mean()) for k in keys
-        }
+        means = {k: float(torch.stack([r[k] for r in self._recent if k in r]).mean()) for k in keys}
         now = time.monotonic()
         seconds = (self.history[-1]["seconds"] if self.history else 0.0) + now - self._clock
         row = {
@@ -491,5 +498,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
-
-

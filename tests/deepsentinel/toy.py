@@ -124,14 +124,21 @@ class Toy:
 
 def _smooth(shape: tuple[int, ...], scale: int, generator: torch.Generator) -> Tensor:
     """Return smooth noise of about unit variance, (..., H, W)."""
-    coarse = torch.randn(*shape[:-2], shape[-2] // scale + 3, shape[-1] // scale + 3, generator=generator)
+    size = (shape[-2] // scale + 3, shape[-1] // scale + 3)
+    coarse = torch.randn(*shape[:-2], *size, generator=generator)
     flat = coarse.reshape(-1, 1, *coarse.shape[-2:])
     up = torch.nn.functional.interpolate(flat, scale_factor=scale, mode="bicubic")
     return up[..., : shape[-2], : shape[-1]].reshape(shape) * 1.4
 
 
 def landscape(
-    seed: int, *, edge: int = 256, n_s1: int = 16, n_s2: int = 20, shift: float = 0.0, looks: int = 5
+    seed: int,
+    *,
+    edge: int = 256,
+    n_s1: int = 16,
+    n_s2: int = 20,
+    shift: float = 0.0,
+    looks: int = 5,
 ) -> Toy:
     """Return a landscape of `edge` pixels; `shift` days later than usual, with other speckle."""
     g = torch.Generator().manual_seed(seed)
@@ -218,16 +225,15 @@ def normalised(group: str, x: Tensor) -> Tensor:
 class ToySource:
     """Batches of a landscape for `deepsentinel.train`: a pure function of (seed, number)."""
 
-    groups = GROUPS
-    normaliser: dict[str, object] = {}
-    sha256 = "toy"
-
     def __init__(
         self, toy: Toy, *, size: int = 16, batch: int = 2, dates: int = 3, length: int = 5
     ) -> None:
         self.toy, self.size, self.batch, self.dates = toy, size, batch, dates
         self.length, self.number = length, 0
         self.poison: set[int] = set()
+        self.groups: Mapping[str, Mapping[str, Any]] = GROUPS
+        self.normaliser: Mapping[str, Any] = {}
+        self.sha256 = "toy"
 
     def __iter__(self) -> Iterator[Fetched]:
         while True:
@@ -251,7 +257,7 @@ class ToySource:
         inputs, ids = batch
         return {g: {k: v.to(device) for k, v in d.items()} for g, d in inputs.items()}, ids
 
-    def inputs(self, batch: Any, generator: torch.Generator) -> Any:
+    def inputs(self, batch: Any, generator: torch.Generator) -> Any:  # noqa: ARG002
         return batch[0]
 
     def ids(self, batch: Any) -> list[str]:

@@ -1,0 +1,472 @@
+"""Training: it learns, it resumes to the last bit, and nothing it writes can be half there."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from toy import GROUPS, Toy, ToySource, landscape
+
+from cubes.types import CubeError
+from deepsentinel import checkpoint
+from deepsentinel.augment import Hiding, hide, usable
+from deepsentinel.model import Fusion, FusionConfig
+from deepsentinel.objectives import Masked, collapse, info_nce, ndvi, ndvi_constants, objective
+from deepsentinel.recipe import Recipe, load_recipe, make_recipe
+from deepsentinel.train import Run, learning_rate, mixed, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def toy() -> Toy:
+    return landscape(3, edge=64, n_s1=6, n_s2=6)
+
+
+def recipe(*overrides: str) -> Recipe:
+    small = ("train.warmup=2", "train.log_every=2", "train.validate_every=4")
+    sizes = ("model.width=16", "model.heads=2", "model.stem=4", "model.detail=8", "model.dims=16")
+    return load_recipe("demo", ["train.steps=8", *small, *sizes, "model.layers=[]", *overrides])
+
+
+# -- recipes -----------------------------------------------------------------------------------
+
+
+def test_shipped_recipes_are_whole(root: Path) -> None:
+    for path in (root / "deepsentinel" / "recipes").glob("*.toml"):
+        made = load_recipe(path.stem)
+        assert made.name == path.stem
+        objective(made.objective.name, **dict(made.objective.options))
+        assert load_recipe(path).sha256 == made.sha256
+
+
+def test_overrides_change_recipe_and_hash() -> None:
+    plain = load_recipe("demo")
+    changed = load_recipe("demo", ["train.steps=20", "model.size=tiny", "train.lr=1"])
+    assert (changed.train.steps, changed.model.size, changed.train.lr) == (20, "tiny", 1.0)
+    assert changed.sha256 != plain.sha256
+    assert load_recipe("demo").sha256 == plain.sha256
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "unknown key 'train.stepz'.*did you mean 'steps'"),
+        ("trian.steps=3", "did you mean 'train'"),
+        ("train.steps=many", "train.steps must be int, got 'many'"),
+        ("train.steps=1.5", "train.steps must be int"),
+        ("train.steps=0", "at least 1"),
+        ("train.ema=1.0", "below 1"),
+        ("model.size=huge", "'nano' or 'tiny'"),
+        ("train.betas=[0.9]", "train.betas"),
+        ("train.steps", "write key=value"),
+        ("seed.x=3", "is a value, not a section"),
+        ("train=3", "train must be a section"),
+    ],
+)
+def test_wrong_recipe_keys(override: str, message: str) -> None:
+    with pytest.raises(CubeError, match=message):
+        load_recipe("demo", [override])
+
+
+def test_unknown_recipe_and_objective() -> None:
+    with pytest.raises(CubeError, match="did you mean 'demo'"):
+        load_recipe("dmeo")
+    with pytest.raises(CubeError, match="did you mean 'masked'"):
+        objective("maskd")
+    with pytest.raises(CubeError, match=r"objective\.options\.querys.*did you mean 'queries'"):
+        objective("masked", querys=3)
+    with pytest.raises(CubeError, match="sum to <= 1"):
+        objective("masked", hiding={"sensor": {"s1": 0.6, "s2": 0.6}})
+    with pytest.raises(CubeError, match="unknown key 'stepz'"):
+        make_recipe({"train": {}, "stepz": 1})
+
+
+# -- hiding and the objective ------------------------------------------------------------------
+
+
+def test_hiding_is_a_function_of_its_generator_and_touches_no_value(toy: Toy) -> None:
+    g = torch.Generator().manual_seed(0)
+    inputs, _ = toy.sample(64, 64, dates=4, generator=g)
+    inputs["s2"]["present"][:, -1] = False
+    hiding = Hiding(sensor={"s2": 0.4, "s1": 0.1})
+    view, hidden = hide(inputs, hiding, torch.Generator().manual_seed(1))
+    again, _ = hide(inputs, hiding, torch.Generator().manual_seed(1))
+    other, _ = hide(inputs, hiding, torch.Generator().manual_seed(2))
+    assert all(torch.equal(view[k]["present"], again[k]["present"]) for k in ("s1", "s2"))
+    assert any(not torch.equal(view[k]["present"], other[k]["present"]) for k in ("s1", "s2"))
+    gone = {k: ~view[k]["present"].any(1) for k in ("s1", "s2")}
+    assert 0.2 < gone["s2"].float().mean() < 0.6
+    assert gone["s1"].any()
+    assert not (gone["s1"] & gone["s2"]).any(), "a sample was left with nothing"
+    for group in ("s1", "s2"):
+        assert view[group]["x"] is inputs[group]["x"]
+        assert not (view[group]["present"] & ~inputs[group]["present"]).any()
+        seen = usable(view[group]).any(2)
+        assert not (seen & hidden[group]).any()
+        assert torch.equal(seen | (hidden[group] & usable(inputs[group]).any(2)),
+                           usable(inputs[group]).any(2))  # fmt: skip
+    alone = gone["s2"]
+    share = 1 - view["s1"]["present"][alone].float().mean()
+    assert share <= 0.3, "with S2 hidden, most dates of S1 stay"
+
+
+def test_only_hidden_valid_and_clear_pixels_count(toy: Toy) -> None:
+    g = torch.Generator().manual_seed(0)
+    inputs, _ = toy.sample(32, 4, dates=4, generator=g)
+    torch.manual_seed(0)
+    model = Fusion(FusionConfig.sized("nano", GROUPS))
+    masked = Masked(hiding=Hiding(sensor={"s2": 1.0}, blocks=0.0, alone=(0.0, 0.0)))
+
+    def loss(x: torch.Tensor) -> float:
+        data = {**inputs, "s2": {**inputs["s2"], "x": x}}
+        with torch.no_grad():
+            figures = masked(model, data, generator=torch.Generator().manual_seed(5))
+        return float(figures["loss"])
+
+    x = inputs["s2"]["x"]
+    base = loss(x)
+    clouds = torch.where(inputs["s2"]["clear"], x, 1e6)
+    assert loss(clouds) == base, "a cloud changed the loss"
+    assert loss(torch.where(inputs["s2"]["clear"], x + 1, x)) != base
+
+
+def test_ndvi_and_its_constants() -> None:
+    rows = GROUPS["s2"]["layers"]
+    constants = ndvi_constants(rows)
+    assert constants is not None
+    red, nir = 0.05, 0.35
+    z = torch.zeros(4)
+    z[1], z[2] = (red - 0.10) / 0.06, (nir - 0.28) / 0.12
+    assert float(ndvi(z, constants)) == pytest.approx((nir - red) / (nir + red), abs=1e-5)
+    assert ndvi_constants([{"name": "x", "channels": ["B04"], "mean": [0], "std": [1]}]) is None
+
+
+def test_signs_of_collapse() -> None:
+    g = torch.Generator().manual_seed(0)
+    spread = collapse(torch.randn(256, 32, generator=g))
+    one = collapse(torch.randn(256, 1, generator=g) @ torch.randn(1, 32, generator=g))
+    same = collapse(torch.ones(16, 8) + 1e-3 * torch.randn(16, 8, generator=g))
+    assert spread["rank"] > 28
+    assert one["rank"] < 1.1
+    assert same["cosine"] > 0.99
+    assert same["uniformity"] > -0.01 > spread["uniformity"]
+
+
+def test_info_nce_wants_the_two_views_of_a_sample_together() -> None:
+    x = torch.eye(4, 8)
+    right, wrong = info_nce(x, x), info_nce(x, x.roll(1, 0))
+    assert right < 0.01
+    assert wrong > 5
+    chance = info_nce(torch.ones(4, 8), torch.ones(4, 8))
+    assert float(chance) == pytest.approx(math.log(4), abs=1e-5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert info_nce(x.bfloat16(), x.bfloat16()).dtype == torch.float32
+
+
+def test_contrast_adds_a_second_view(toy: Toy) -> None:
+    inputs, _ = toy.sample(16, 2, dates=3, generator=torch.Generator().manual_seed(0))
+    model = Fusion(FusionConfig.sized("nano", GROUPS))
+    figures = Masked(contrast=0.1)(model, inputs, generator=torch.Generator().manual_seed(0))
+    assert figures["contrast"] > 0
+    figures["loss"].backward()
+
+
+def test_overfits_one_batch(toy: Toy) -> None:
+    """A smooth truth without noise, S1 alone: the error of S2 falls to a few hundredths."""
+    inputs, _ = toy.sample(16, 2, dates=3, generator=torch.Generator().manual_seed(0))
+    pool = torch.nn.AvgPool2d(8)
+    up = torch.nn.Upsample(scale_factor=8)
+    x = inputs["s2"]["x"]
+    inputs["s2"]["x"] = up(pool(x.flatten(0, 1))).reshape(x.shape).clamp(-2, 2)
+    inputs["s2"]["clear"] = torch.ones_like(inputs["s2"]["clear"])
+    torch.manual_seed(0)
+    model = Fusion(FusionConfig.sized("nano", GROUPS, width=32, depth_f=1))
+    hiding = Hiding(sensor={"s2": 1.0}, dates=(0, 0), alone=(0, 0), blocks=0.0)
+    masked = Masked(hiding=hiding, groups={"s2": 1.0}, index=0.0)
+    steps = 120
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    first = last = math.nan
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 10, (steps - step) / 50)
+        figures = masked(model, inputs, generator=torch.Generator().manual_seed(1))
+        figures["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        last = float(figures["rec/s2"])
+        first = last if step == 0 else first
+    assert first > 0.5
+    assert last < 0.05
+
+
+# -- runs --------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_folder(toy: Toy, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    parts = {"train": ToySource(toy), "val": ToySource(toy)}
+    run = train(recipe(), parts, out=tmp_path, progress=lambda *a: told.append(a))
+    assert (run.steps, run.batches, run.skipped, run.resumed) == (8, 8, 0, None)
+    assert [t[:2] for t in told] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    header, *rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert {"step", "loss", "val_loss", "rank", "uniformity", "lr"} <= set(header.split(","))
+    assert len(rows) == 4
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert not list(tmp_path.rglob("*.pkl")) + list(tmp_path.rglob("*.ckpt"))
+    model = Fusion.from_pretrained(run.model, groups=GROUPS)
+    assert checkpoint.digest(model.state_dict()) == run.weights_sha256
+    assert model.config.card["recipe_sha256"] == recipe().sha256
+    began = time.monotonic()
+    assert train(recipe(), parts, out=tmp_path) == run
+    assert time.monotonic() - began < 1, "a finished run was trained again"
+    with pytest.raises(CubeError, match=r"another recipe.*force=True"):
+        train(recipe("seed=1"), parts, out=tmp_path)
+    other = train(recipe("seed=1"), parts, out=tmp_path, force=True)
+    assert other.weights_sha256 != run.weights_sha256
+
+
+def test_accumulation_takes_several_batches_per_step(toy: Toy, tmp_path: Path) -> None:
+    some = recipe("train.accumulate=3", "train.steps=4")
+    run = train(some, {"train": ToySource(toy)}, out=tmp_path)
+    assert (run.steps, run.batches) == (4, 12)
+    assert run.val_loss is None
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from toy import ToySource, landscape
+from test_train import recipe
+from deepsentinel.train import train
+
+if __name__ == "__main__":
+    source = ToySource(landscape(3, edge=64, n_s1=6, n_s2=6))
+    more = ["train.steps=40", "train.save_every=2"]
+    run = train(recipe(*more), {"train": source}, out=sys.argv[2])
+    print(run.weights_sha256, run.resumed)
+"""
+
+
+def test_killed_and_resumed_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    here = str(Path(__file__).parent)
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-W", "ignore", str(script), here, str(tmp_path / out)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command("killed"), env=environment, stderr=subprocess.DEVNULL)
+    saved = tmp_path / "killed" / "checkpoints"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(saved.glob("step-*"))) < 2:
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (tmp_path / "killed" / "run.json").exists()
+
+    more = recipe("train.steps=40", "train.save_every=2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a draft left by the kill is no reason to fail
+        resumed = train(more, {"train": ToySource(toy)}, out=tmp_path / "killed")
+        undisturbed = train(more, {"train": ToySource(toy)}, out=tmp_path / "whole")
+    assert resumed.resumed is not None
+    assert 2 <= resumed.resumed < 40
+    assert resumed.weights_sha256 == undisturbed.weights_sha256
+    history = [(tmp_path / d / "history.csv").read_text() for d in ("killed", "whole")]
+    steps = [[line.split(",")[0] for line in h.splitlines()] for h in history]
+    assert steps[0] == steps[1]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_named(toy: Toy, tmp_path: Path) -> None:
+    source = ToySource(toy)
+    source.poison = {2, 4}
+    with pytest.warns(UserWarning, match=r"batch 2 is not finite.*toy 2\.0; toy 2\.1"):
+        run = train(recipe(), {"train": source}, out=tmp_path / "some")
+    assert (run.steps, run.batches, run.skipped) == (8, 10, 2)
+    notes = [json.loads(x) for x in (tmp_path / "some" / "bad.jsonl").read_text().splitlines()]
+    assert [n["samples"] for n in notes] == [["toy 2.0", "toy 2.1"], ["toy 4.0", "toy 4.1"]]
+    model = Fusion.from_pretrained(run.model)
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def test_too_many_bad_steps_end_the_run_and_keep_the_checkpoint(toy: Toy, tmp_path: Path) -> None:
+    source = ToySource(toy)
+    source.poison = set(range(4, 100))
+    few = recipe("train.max_bad=2", "train.save_every=2")
+    with (
+        pytest.warns(UserWarning, match="not finite"),
+        pytest.raises(CubeError, match=r"toy 6\.0.*lower train\.lr"),
+    ):
+        train(few, {"train": source}, out=tmp_path)
+    found = checkpoint.load(tmp_path / "checkpoints")
+    assert found is not None
+    assert found[1]["step"] == 4
+    assert not (tmp_path / "model").exists()
+
+
+def test_wrong_options_fail_before_any_work(toy: Toy, tmp_path: Path) -> None:
+    wrong = make_recipe({"objective": {"options": {"querys": 3}}})
+    with pytest.raises(CubeError, match="querys"):
+        train(wrong, {"train": ToySource(toy)}, out=tmp_path / "x")
+    with pytest.raises(CubeError, match="no 'train'"):
+        train(recipe(), {"val": ToySource(toy)}, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    t = make_recipe({"train": {"steps": 100, "warmup": 10, "lr": 1.0, "lr_end": 0.1}}).train
+    rates = [learning_rate(t, s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_step_seeds_differ() -> None:
+    assert len({mixed(s, n) for s in range(20) for n in range(-10, 100)}) == 20 * 110
+    assert all(0 <= mixed(s, n) < 2**63 for s in (0, 1, 2**62) for n in (-5, 0, 7))
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+
+
+def tensors(value: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((1000,), value), "b": torch.tensor(3, dtype=torch.int64)}
+
+
+def test_checkpoints_come_back_and_only_two_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, tensors(step), {"note": [step, None, 1.5]})
+    assert [p.name for p in checkpoint.files(tmp_path)] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+    found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert torch.equal(found[0]["a"], tensors(3)["a"])
+    assert found[1]["note"] == [3, None, 1.5]
+    assert checkpoint.load(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip"])
+def test_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: str) -> None:
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    newest = checkpoint.save(tmp_path, 2, tensors(2), {})
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[-5] ^= 1
+    newest.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flip": data}[damage])
+    with pytest.warns(UserWarning, match=r"step-00000002\.safetensors is damaged"):
+        found = checkpoint.load(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 1
+    (tmp_path / "step-00000001.safetensors").write_bytes(b"x")
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(CubeError, match="remove the folder"),
+    ):
+        checkpoint.load(tmp_path)
+
+
+WRITER = """
+import sys, torch
+from deepsentinel import checkpoint
+big = {"a": torch.zeros(5_000_000)}
+step = 1
+checkpoint.save(sys.argv[1], step, big, {})
+print("ready", flush=True)
+while True:
+    step += 1
+    big["a"] += 1
+    checkpoint.save(sys.argv[1], step, big, {})
+"""
+
+
+def test_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+    """Killed as soon as a draft is there, so in the middle of writing, three times."""
+    code = [sys.executable, "-c", WRITER, str(tmp_path)]
+    caught = 0
+    for _ in range(3):
+        process = subprocess.Popen(code, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "ready"
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not list(tmp_path.glob(".step-*.tmp")):
+            pass
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        caught += bool(list(tmp_path.glob(".step-*.tmp")))
+        found = checkpoint.load(tmp_path)  # any warning would fail this test
+        assert found is not None
+        assert float(found[0]["a"][0]) == found[1]["step"] - 1
+    assert caught, "no kill came during a write; the test proves nothing"
+    checkpoint.save(tmp_path, 10**7, tensors(0), {})
+    assert not list(tmp_path.glob(".*")), "drafts of killed writers stay for ever"
+
+
+def test_full_disk_keeps_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+
+    def full(_: Any, path: Path, **__: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, 2, tensors(2), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
+    assert checkpoint.load(tmp_path) is not None
+
+
+def test_newer_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint, "FORMAT_VERSION", 99)
+        checkpoint.save(tmp_path, 1, tensors(1), {})
+    with pytest.raises(CubeError, match="format 99"):
+        checkpoint.load(tmp_path)
+
+
+def test_global_generators_come_back() -> None:
+    import random
+
+    import numpy as np
+
+    saved, state = checkpoint.random_state()
+    state = json.loads(json.dumps(state))
+    draw = lambda: (torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random())  # noqa: E731, NPY002
+    first = draw()
+    checkpoint.set_random_state(saved, state)
+    assert draw() == first
+
+
+def test_run_is_a_plain_noun(toy: Toy, tmp_path: Path) -> None:
+    run = train(recipe("train.steps=1"), {"train": ToySource(toy)}, out=tmp_path)
+    assert Run(**json.loads((tmp_path / "run.json").read_text())) == run
