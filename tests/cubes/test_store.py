@@ -73,6 +73,17 @@ def files(path: Path) -> dict[str, bytes]:
     }
 
 
+def child_of_ours(archive: Path, path: Path, wait: float, *more: str) -> dict[str, Any]:
+    """Return the arguments that start the process which writes the archive's cube, slowly."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH")
+    return {
+        "args": [sys.executable, small.__file__, str(archive), str(path), str(wait), *more],
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [before])])},
+        "text": True,
+    }
+
+
 def litter(path: Path) -> list[Path]:
     return list(path.rglob("*.partial"))
 
@@ -288,13 +299,11 @@ def test_a_second_write_needs_no_layout(plan: Plan, whole: tuple[Path, Report]) 
 def test_ctrl_c_in_a_terminal(archive: Path, tmp_path: Path) -> None:
     path = tmp_path / "sigint.zarr"
     with subprocess.Popen(
-        [sys.executable, small.__file__, archive, path, "0.2"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        **child_of_ours(archive, path, 0.2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as child:
         until = time.monotonic() + 40
         while not list(path.glob("__cubes__/regions/*.json")):
+            assert child.poll() is None, child.stderr.read() if child.stderr else ""
             assert time.monotonic() < until
             time.sleep(0.01)
         child.send_signal(signal.SIGINT)
@@ -310,9 +319,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
     path = tmp_path / "killed.zarr"
     for wanted in (2, 4):
         with subprocess.Popen(
-            [sys.executable, small.__file__, archive, path, "0.15"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            **child_of_ours(archive, path, 0.15), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as child:
             until = time.monotonic() + 40
             while len(list(path.glob("__cubes__/regions/*.json"))) < wanted:
@@ -410,11 +417,7 @@ def test_a_full_disk_is_named_and_the_store_stays_good(
     path = tmp_path / "full.zarr"
     # RLIMIT_FSIZE: the largest shard does not fit, smaller ones do
     done = subprocess.run(
-        [sys.executable, small.__file__, archive, path, "0", "40000"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        **child_of_ours(archive, path, 0, "40000"), capture_output=True, timeout=60, check=False
     )
     assert done.returncode != 0
     assert "while writing region" in done.stderr
