@@ -70,16 +70,43 @@ def _valid(pixels: np.ndarray, nodata: float | None, zero: str) -> np.ndarray | 
     return valid
 
 
+def _limits(layer: Layer) -> tuple[int, int]:
+    """Return the least and greatest working integer that is not nodata."""
+    limits = np.iinfo(layer.work_dtype)
+    low, high = int(limits.min), int(limits.max)
+    return low + (layer.work_nodata == low), high - (layer.work_nodata == high)
+
+
 def _fit(values: np.ndarray, layer: Layer) -> np.ndarray:
     """Return float numbers in the working dtype; valid integers never land on nodata."""
     dtype = np.dtype(layer.work_dtype)
     if dtype.kind == "f":
         return np.asarray(values, dtype)
-    limits = np.iinfo(dtype)
-    low, high = int(limits.min), int(limits.max)
-    low += layer.work_nodata == low
-    high -= layer.work_nodata == high
-    return np.asarray(np.clip(np.rint(values), low, high).astype(dtype))
+    return np.asarray(np.clip(np.rint(values), *_limits(layer)).astype(dtype))
+
+
+def _shifted(pixels: np.ndarray, asset: Asset, layer: Layer) -> np.ndarray:
+    """Return every source number as a working one, nodata included (it is set right after)."""
+    dtype = np.dtype(layer.work_dtype)
+    if asset.shift == 0 and asset.scale == 1 and pixels.dtype == dtype:
+        return pixels
+    shift = int(asset.shift)
+    if (
+        pixels.dtype.kind in "iu"
+        and dtype.kind in "iu"
+        and (asset.scale, shift) == (1, asset.shift)
+    ):
+        # digital numbers stay integers: a third of the time of going through float64
+        wide = np.add(pixels, shift, dtype=np.int32 if pixels.dtype.itemsize <= 2 else np.int64)
+        return np.asarray(np.clip(wide, *_limits(layer), out=wide).astype(dtype))
+    values = pixels.astype(np.float64 if dtype.kind != "f" or dtype.itemsize > 4 else dtype)
+    if asset.scale != 1:
+        values *= values.dtype.type(asset.scale)
+    if asset.shift != 0:
+        values += values.dtype.type(asset.shift)
+    if dtype.kind != "f" and pixels.dtype.kind == "f":
+        values[~np.isfinite(values)] = 0  # NaN has no integer
+    return _fit(values, layer)
 
 
 def _working(
@@ -87,24 +114,12 @@ def _working(
 ) -> np.ndarray:
     """Return working numbers of source pixels, nodata where not valid."""
     dtype = np.dtype(layer.work_dtype)
-    plain = asset.shift == 0 and asset.scale == 1
-    if plain and pixels.dtype == dtype:
-        out = pixels
-    else:
-        values = pixels.astype(np.float64 if dtype.kind != "f" or dtype.itemsize > 4 else dtype)
-        if not plain:
-            values = values * values.dtype.type(asset.scale) + values.dtype.type(asset.shift)
-        if valid is not None and dtype.kind != "f":
-            values[~valid] = 0  # NaN has no integer; overwritten below
-        out = _fit(values, layer)
+    out = _shifted(pixels, asset, layer)
     if asset.zero == "below_noise" and dtype.kind == "f":
         out = np.maximum(out, dtype.type(BELOW_NOISE))  # NaN stays NaN
-    if layer.work_nodata is None:
+    if valid is None or layer.work_nodata is None:
         return out
-    nodata = dtype.type(layer.work_nodata)
-    if valid is not None:
-        out = np.where(valid, out, nodata)
-    return out
+    return np.where(valid, out, dtype.type(layer.work_nodata))
 
 
 def _resampled(

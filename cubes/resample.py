@@ -322,7 +322,11 @@ def pick(t: Taps, block: np.ndarray, row: int, col: int, *, fill: Any) -> np.nda
         return _padded(block, fill, (row - r0, col - c0), (r1 - r0, c1 - c0))
     if t.separable:
         whole = _padded(block, fill, (row - r0, col - c0), (r1 - r0, c1 - c0))
-        return np.asarray(whole[t.iv - r0][:, t.iu - c0])
+        rows, cols = t.iv - r0, t.iu - c0
+        # the costly gather, along columns, on the fewer rows
+        if len(rows) > whole.shape[0]:
+            return np.asarray(whole.take(cols, 1).take(rows, 0))
+        return np.asarray(whole.take(rows, 0).take(cols, 1))
     # one line of fill all around; whatever lies outside is clipped onto it
     padded = _padded(block, fill, (1, 1), (block.shape[0] + 2, block.shape[1] + 2))
     flat = np.clip(t.iv - (row - 1), 0, padded.shape[0] - 1)
