@@ -109,6 +109,8 @@ class Pool:
                     if job in self._jobs:
                         self._jobs.remove(job)
                     job.finished.set()
+            # A thread that waits must not keep the buffers of its last unit from being reused.
+            del taken, job, unit, units
 
 
 @lru_cache(maxsize=8)

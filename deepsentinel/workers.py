@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +113,10 @@ class Workers:
             multiprocessing_context=context,
             prefetch_factor=prefetch,
             persistent_workers=True,
-            timeout=timeout,
+            # No timeout of torch's: with one it does not look whether its workers are alive, and
+            # a killed worker is noticed only when it has passed; without, after five seconds.
         )
+        self._timeout = timeout
         # Left to the interpreter's exit, workers outlive their queues and it warns of leaks.
         weakref.finalize(self, _end, self._loader)
 
@@ -143,7 +147,8 @@ class Workers:
         number = 0
         while True:
             try:
-                filled = next(results)
+                with _deadline(self._loader, self._timeout):
+                    filled = next(results)
             except StopIteration:
                 return
             except CubeError:
@@ -171,6 +176,23 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[Any]:
         return self._keys()
+
+
+@contextmanager
+def _deadline(loader: DataLoader[int], seconds: float) -> Iterator[None]:
+    """End the workers if what is inside takes longer; torch then raises, within five seconds."""
+
+    def late() -> None:
+        for process in getattr(loader._iterator, "_workers", ()):
+            process.terminate()
+
+    timer = threading.Timer(seconds, late)
+    timer.daemon = True
+    timer.start()  # 0.1 ms; a batch takes ten times as long at least
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _end(loader: DataLoader[int]) -> None:
