@@ -1,0 +1,77 @@
+"""Filters cut speckle, keep power and edges, and do not care about chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from cubes import physics, speckle
+from cubes.types import CubeError
+
+LOOKS = 4.4
+
+
+def scene(dates: int = 6, size: int = 120, seed: int = 0) -> tuple[xr.DataArray, np.ndarray]:
+    """Return speckled dB (time, y, x) of two halves 6 dB apart, and the true power."""
+    rng = np.random.default_rng(seed)
+    true = np.full((dates, size, size), 0.05)
+    true[:, :, size // 2 :] *= 4
+    true *= np.linspace(1, 2, dates)[:, None, None]
+    noisy = true * rng.gamma(LOOKS, 1 / LOOKS, true.shape)
+    data = xr.DataArray(physics.db(noisy), dims=("time", "y", "x"), attrs={"units": "dB"})
+    return data, true
+
+
+def looks(data: xr.DataArray) -> float:
+    linear = physics.power(data)[..., 15:-15, 10:45]
+    return float(np.mean(linear.mean((-2, -1)) ** 2 / linear.var((-2, -1))))
+
+
+def test_lee_cuts_speckle_and_keeps_power_and_edges() -> None:
+    data, true = scene()
+    out = speckle.lee(data, size=7, looks=LOOKS)
+    assert looks(out) > 5 * looks(data)
+    left = physics.power(out)[..., 10:45].mean((1, 2))
+    np.testing.assert_allclose(left, true[:, 0, 0], rtol=0.03)
+    edge = physics.power(out)[..., 61:64].mean() / physics.power(out)[..., 56:59].mean()
+    assert edge > 2.5  # a plain mean of 7 px leaves 1.9
+    assert out.attrs["speckle_filter"].startswith("Lee 7x7")
+
+
+def test_multitemporal_averages_over_dates_and_keeps_each_date_s_level() -> None:
+    data, true = scene(dates=10)
+    out = speckle.multitemporal(data, size=7)
+    assert looks(out) > 5 * looks(data)
+    left = physics.power(out)[..., 10:45].mean((1, 2))
+    np.testing.assert_allclose(left, true[:, 0, 0], rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["lee", "multitemporal"])
+def test_chunks_do_not_matter_and_nothing_is_computed_early(name: str) -> None:
+    data, _ = scene(dates=3)
+    data[1, 30:50, 20:90] = np.nan
+    function = getattr(speckle, name)
+    lazy = function(data.chunk(time=1, y=50, x=37), size=7)
+    assert hasattr(lazy.data, "dask")
+    np.testing.assert_allclose(lazy, function(data, size=7), atol=1e-4)
+    assert np.isnan(lazy[1, 30:50, 20:90]).all()
+    assert np.isfinite(lazy[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda d: speckle.lee(d, size=4), "no centre"),
+        (lambda d: speckle.lee(d, looks=0.5), "at least 1"),
+        (lambda d: speckle.lee(d.assign_attrs(units="1")), "not dB"),
+        (lambda d: speckle.multitemporal(d[0]), "dimension time"),
+        (lambda d: speckle.multitemporal(d.assign_coords(relative_orbit=("time", [1, 2, 1]))),
+         "several tracks"),
+        (lambda d: speckle.lee(d.rename(y="v")), "end in"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_filtered_is_refused(call, word: str) -> None:
+    data, _ = scene(dates=3, size=30)
+    with pytest.raises(CubeError, match=word):
+        call(data)
