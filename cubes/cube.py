@@ -44,7 +44,7 @@ def dataset(arrays: Mapping[str, xr.DataArray], axes: Sequence[Axis], plan: Plan
     """Return a group's Dataset: arrays with the coordinates of its axes and the grid mapping."""
     from odc.geo.xr import xr_coords
 
-    coords: dict[str, Any] = dict(xr_coords(plan.geobox))
+    coords: dict[Any, Any] = dict(xr_coords(plan.geobox))
     for axis in axes:
         for name, values in axis.coords.items():
             # two axes of a group may both know the orbit: the second says whose it is

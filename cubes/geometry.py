@@ -78,7 +78,7 @@ class Look:
     @property
     def incidence(self) -> Floats:
         """Ellipsoidal incidence, degrees."""
-        return np.rad2deg(np.arccos(np.clip(self.up, -1, 1)))
+        return np.asarray(np.rad2deg(np.arccos(np.clip(self.up, -1, 1))), np.float64)
 
     def turned(self, convergence: Any) -> Look:
         """Return the look along a grid's axes, for a convergence in degrees.
@@ -166,7 +166,7 @@ def gradient(elevation: xr.DataArray, *, smooth: float = 20.0) -> tuple[Floats, 
     if smooth > 0:
         heights = _smoothed(heights, (smooth / abs(step_y), smooth / abs(step_x)))
     dz_dy, dz_dx = np.gradient(heights, step_y, step_x)
-    return dz_dx, dz_dy
+    return np.asarray(dz_dx), np.asarray(dz_dy)
 
 
 def _smoothed(heights: Floats, sigma: tuple[float, float]) -> Floats:
@@ -358,4 +358,5 @@ class _Lines:
         half = codes.shape[0] // 2
         line = np.rint(-x * dy + y * dx).astype(int) + half
         point = np.rint(-x * dx - y * dy).astype(int) + half
-        return codes[line, point]
+        out: npt.NDArray[np.uint8] = codes[line, point]
+        return out

@@ -69,12 +69,11 @@ def coherence(
         _multilooked(_window_mean(v, window), multilook) for v in _products(a, b)
     )
     denominator = np.sqrt(power_a * power_b)
-    gamma = xr.where(denominator > 0, np.abs(interferogram) / denominator, np.nan)
+    gamma = (abs(interferogram) / denominator).where(denominator > 0)
     # rounding can leave 1 + 1e-16
     magnitude = gamma.clip(0, 1).astype("float32")
-    phase = xr.where(
-        denominator > 0, xr.apply_ufunc(np.angle, interferogram, dask="allowed"), np.nan
-    )
+    angle: xr.DataArray = xr.apply_ufunc(np.angle, interferogram, dask="allowed")
+    phase = angle.where(denominator > 0)
     attrs = {
         "window": list(window),
         "multilook": list(multilook),
@@ -131,8 +130,8 @@ def _products(a: xr.DataArray, b: xr.DataArray) -> tuple[xr.DataArray, xr.DataAr
     missing = np.isnan(cross.real) | np.isnan(cross.imag)
     return (
         cross.where(~missing),
-        (np.abs(a) ** 2).where(~missing),
-        (np.abs(b) ** 2).where(~missing),
+        (abs(a) ** 2).where(~missing),
+        (abs(b) ** 2).where(~missing),
     )
 
 
@@ -225,7 +224,9 @@ def effective_looks(image: Any, window: Window, *, multilook: Window = (1, 1)) -
     # local contrast (fields, targets) is not speckle: bring each pixel to the mean power around it
     local = _box_sum(np.abs(values) ** 2, (15, 15))
     count = _box_sum(good.astype(np.float64), (15, 15))
-    values = values / np.sqrt(np.where(local > 0, local / np.maximum(count, 1), 1))
+    values = (values / np.sqrt(np.where(local > 0, local / np.maximum(count, 1), 1))).astype(
+        np.complex128
+    )
     correlation = _autocorrelation(values, good, rows, columns)
     weight_y, weight_x = _overlaps(window[0], multilook[0]), _overlaps(window[1], multilook[1])
     weights = np.outer(weight_y, weight_x)
@@ -336,8 +337,9 @@ def regrid_phase(phase: xr.DataArray, like: Any, *, kernel: str = "bilinear") ->
     """
     import odc.geo.xr  # noqa: F401  registers the accessor
 
-    parts = [
-        part.astype("float32").odc.reproject(like, resampling=kernel, dst_nodata=np.nan)
-        for part in (np.cos(phase), np.sin(phase))
+    turned: list[xr.DataArray] = [
+        xr.apply_ufunc(part, phase, dask="allowed").astype("float32") for part in (np.cos, np.sin)
     ]
-    return xr.apply_ufunc(np.arctan2, parts[1], parts[0], dask="allowed").assign_attrs(phase.attrs)
+    cosine, sine = (v.odc.reproject(like, resampling=kernel, dst_nodata=np.nan) for v in turned)
+    out: xr.DataArray = xr.apply_ufunc(np.arctan2, sine, cosine, dask="allowed")
+    return out.assign_attrs(phase.attrs)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 from shapely.geometry import shape
+from shapely.geometry.base import BaseGeometry
 
 from cubes.grid import as_aoi, utm_crs
 from cubes.types import AOI, CubeError, Grid
@@ -28,10 +29,10 @@ PATCH = 2560.0
 
 
 @cache
-def _countries() -> dict[str, shapely.Geometry]:
+def _countries() -> dict[str, BaseGeometry]:
     """Return land by ISO 3166 two-letter code, Antarctica left out (Natural Earth 1:110m)."""
     text = files("cubes.registry").joinpath("land.json").read_text(encoding="utf-8")
-    parts: dict[str, list[shapely.Geometry]] = {}
+    parts: dict[str, list[BaseGeometry]] = {}
     for feature in json.loads(text)["features"]:
         code = feature["properties"]["code"]
         if code != "AQ":
@@ -44,7 +45,7 @@ def countries() -> tuple[str, ...]:
     return tuple(sorted(_countries()))
 
 
-def land(within: Any = None) -> shapely.Geometry:
+def land(within: Any = None) -> BaseGeometry:
     """Return land without Antarctica, EPSG:4326, whole or within something.
 
     Parameters
@@ -163,7 +164,7 @@ def _point(lon: float, lat: float, size: float) -> AOI:
     return AOI(name=f"lat_{lat:.4f}_lon_{lon:.4f}", wkt=f"POINT ({lon:g} {lat:g})", size=size)
 
 
-def _draw(area: shapely.Geometry, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+def _draw(area: BaseGeometry, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Return `n` points of an area by rejection in an equal-area projection, degrees (n, 2)."""
     from pyproj import Transformer
 
@@ -234,7 +235,7 @@ def patches(geometries: Any, *, size: float = PATCH, resolution: float = 10.0) -
     return table
 
 
-def _labelled(geometries: Any) -> Iterable[tuple[Any, shapely.Geometry]]:
+def _labelled(geometries: Any) -> Iterable[tuple[Any, BaseGeometry]]:
     if hasattr(geometries, "to_crs"):
         if geometries.crs is None:
             raise CubeError("the table of geometries has no CRS; set one with .set_crs(...)")
@@ -250,7 +251,7 @@ def _coverable(geometry: Any) -> bool:
     return bool(south >= -80 and north <= 84)
 
 
-def _cells(geometry: shapely.Geometry, size: float) -> Iterable[tuple[str, float, float, float]]:
+def _cells(geometry: BaseGeometry, size: float) -> Iterable[tuple[str, float, float, float]]:
     """Yield (crs, west, north, share) of the cells that a geometry touches, row by row."""
     from pyproj import Transformer
 

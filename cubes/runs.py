@@ -286,7 +286,8 @@ def matches(
 
 def season(times: pd.Series) -> pd.Series:
     """Return the season of each time: winter, spring, summer or autumn (see `SEASONS`)."""
-    return times.dt.month.map(SEASONS)
+    named: pd.Series = times.dt.month.map(SEASONS)
+    return named
 
 
 def cap(table: pd.DataFrame, most: int, *, by: Sequence[str], seed: int = 0) -> pd.DataFrame:

@@ -264,7 +264,8 @@ def translate(codes: np.ndarray, legend_: str | Legend, to: str | Legend) -> np.
     for code, there in one.remap[other.name].items():
         if code not in one.ignore:
             table[code] = there
-    return table[codes]
+    out: np.ndarray = table[codes]
+    return out
 
 
 def named_aoi(name: str) -> AOI:
