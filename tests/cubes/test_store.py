@@ -33,6 +33,9 @@ assert _spec.loader is not None
 small = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small)
 
+# On a busy machine making a folder takes distributed more than a second, of which it warns.
+pytestmark = pytest.mark.filterwarnings("ignore:Creating scratch directories:UserWarning")
+
 LAYOUT: Layout = small.LAYOUT
 GROUPS = ("s1", "s2", "terrain")
 
@@ -617,7 +620,10 @@ def test_a_derived_layer_needs_its_source(plan: Plan, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
+    import dask
+
     with (
+        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
