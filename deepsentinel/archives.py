@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -84,16 +85,21 @@ def _publish(role: str, row: str, seed: int, out: str, messages: Any) -> None:
     """Publish one world and tell the parent how it goes: the body of a child process."""
     from cubes import worlds
 
+    parent = multiprocessing.parent_process()
+
     def progress(what: str, done: int, total: int) -> None:
+        if parent is not None and not parent.is_alive():
+            sys.exit("the process that wanted this world is gone")
         messages.put((role, "progress", (done, total, what)))
 
     try:
         world = worlds.simulate(worlds.load_params(row), seed)
         published = worlds.publish(world, Path(out), progress=progress)
         messages.put((role, "done", _described(Path(out), published)))
-    except BaseException as error:
-        messages.put((role, "failed", f"{type(error).__name__}: {error}"))
-        raise
+    except CubeError as error:
+        messages.put((role, "failed", str(error)))
+    except Exception:
+        messages.put((role, "failed", traceback.format_exc()))
 
 
 def _described(out: Path, published: Any) -> dict[str, Any]:

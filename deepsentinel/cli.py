@@ -61,8 +61,12 @@ def _is_users(error: Exception) -> bool:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    import signal
+
     from deepsentinel.demo import demo
 
+    # Ended from outside, it still ends its server and workers: exit runs what `finally` says.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(demo(options.out, quick=options.quick))
 
 

@@ -190,14 +190,14 @@ def build_cubes(job: _Job, worlds: Result) -> Result:
 
         result = {}
         with (
-            LocalCluster(
+            LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=2,
                 threads_per_worker=1,
                 memory_limit=WORKER_MEMORY,
                 dashboard_address=None,
                 silence_logs=logging.CRITICAL,
             ) as cluster,
-            Client(cluster) as client,
+            Client(cluster) as client,  # type: ignore[no-untyped-call]
         ):
             for role, _, _ in job.size.worlds:
                 result[role] = _build(job, role, worlds[role], client)

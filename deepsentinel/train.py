@@ -175,6 +175,7 @@ def _fit(module: Training, folder: Path, recipe: TrainRecipe) -> None:
             enable_model_summary=False,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
+            log_every_n_steps=1,  # we log by ourselves; more than an epoch's batches is a warning
         )
         if module.step < recipe.steps:
             trainer.fit(module, datamodule=Data(module.sources["train"]))
@@ -494,7 +495,10 @@ def _quiet() -> Iterator[None]:
     for log in logs:
         log.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Lightning 2.6.6 asks torch 2.13 in the old way, once per fit; nothing to do about it.
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
+            yield
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
