@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
-from cubes.types import Access, CubeError, under
+from cubes.types import Access, CubeError
 
 GDAL_ENV: dict[str, str] = {
     # No directory listing beside each file: hundreds of requests saved on a bucket.
@@ -372,3 +372,9 @@ def unsign(location: str, access: Access) -> bool:
         return False
     _signer(access.sign)[1](location)
     return True
+
+
+def under(path: Path, root: Path) -> bool:
+    """Return whether the resolved `path` lies in the resolved `root`."""
+    resolved, base = path.resolve(), root.resolve()
+    return resolved == base or base in resolved.parents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cubes import physics, shards
-from cubes.types import CubeError, Layer, Layout, Plan, slug
+from cubes.types import CubeError, Layer, Layout, Plan
 
 Array = npt.NDArray[Any]
 
@@ -197,7 +198,7 @@ class Region:
     def id(self) -> str:
         """Name of the region, unique in a cube and safe in a path."""
         place = f"{self.block}.{self.rows[0]}.{self.columns[0]}"
-        return f"{slug(self.group)}.{slug(self.dim) if self.dim else 'static'}.{place}"
+        return f"{_slug(self.group)}.{_slug(self.dim) if self.dim else 'static'}.{place}"
 
     @property
     def patches(self) -> list[tuple[int, int]]:
@@ -288,3 +289,11 @@ def region_keys(array: ArrayLayout, region: Region) -> list[str]:
     """Return the keys of the objects of one array in a region, stored or not."""
     blocks = [region.block] if array.sharded else list(range(*region.steps))
     return [array.key(b, r, c) for b in blocks for r, c in region.patches]
+
+
+def _slug(text: str) -> str:
+    """Return `text` as a safe file name: letters, digits, ``._-``, and a hash if it changed."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:80]
+    if safe == text:
+        return safe
+    return f"{safe or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

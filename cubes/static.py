@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cubes.access import permit, redact, scheme_of
+from cubes.access import permit, redact, scheme_of, under
 from cubes.items import absolute
-from cubes.types import Catalog, CubeError, under
+from cubes.types import Catalog, CubeError
 
 MAX_DOCUMENTS = 100_000
 """Most documents followed in one walk: a catalogue whose links never end is stopped here."""

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from cubes.errors import AssetReadError as AssetReadError
+from cubes.errors import CubeError as CubeError
+
 if TYPE_CHECKING:
-    import pandas as pd
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
@@ -35,37 +35,6 @@ FORMAT_VERSION = 1
 
 TIME_COORDS = ("time", "reference_time", "secondary_time")
 """Coordinates that are times: ISO strings in an `Axis`, datetime64[ns] (UTC) in a cube."""
-
-
-class CubeError(ValueError):
-    """Says what was wrong with a user's input or data, what is allowed, and the remedy."""
-
-
-class AssetReadError(CubeError):
-    """Names the item, asset, window, status and attempts of a read that failed for good.
-
-    Built from plain strings and numbers, so that it survives pickling between dask processes.
-    """
-
-    def __init__(
-        self, item: str, asset: str, *, reason: str, where: str = "", attempts: int = 1
-    ) -> None:
-        self.item, self.asset, self.reason = item, asset, reason
-        self.where, self.attempts = where, attempts
-        super().__init__(
-            f"item {item!r}, asset {asset!r}{f', {where}' if where else ''}: {reason} "
-            f"(after {attempts} attempt{'s' if attempts != 1 else ''})"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return what rebuilds the error with its keyword arguments."""
-        return (_asset_read_error, (self.item, self.asset, self.reason, self.where, self.attempts))
-
-
-def _asset_read_error(
-    item: str, asset: str, reason: str, where: str, attempts: int
-) -> AssetReadError:
-    return AssetReadError(item, asset, reason=reason, where=where, attempts=attempts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,21 +278,6 @@ class Asset:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Granule:
-    """One item of a catalogue: metadata as columns, assets as they came. No pixels."""
-
-    id: str
-    collection: str
-    time: str
-    """Acquisition start, ISO 8601, UTC."""
-    bbox: tuple[float, float, float, float]
-    properties: Mapping[str, Any]
-    """The item's own, plus ``geometry`` handled by the source."""
-    assets: Mapping[str, Mapping[str, Any]]
-    """Asset key -> ``{"href": ..., "proj:...": ...}``."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
     """A stack dimension of one group: its length and the coordinates along it."""
 
@@ -550,31 +504,9 @@ class Report:
         return "; ".join(parts)
 
 
-class Source(Protocol):
-    """Anything that finds granules: a STAC API, a static catalogue, items in hand, a folder."""
-
-    def granules(self, collection: str, aoi: AOI, time: tuple[str, str]) -> pd.DataFrame:
-        """Return matching granules, filtered and sorted on our side."""
-        ...
-
-
 class Progress(Protocol):
     """A callable told how far along a long job is."""
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Take the number done, the total, and what was just done."""
         ...
-
-
-def slug(text: str) -> str:
-    """Return `text` as a safe file name: letters, digits, ``._-``, and a hash if it changed."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:80]
-    if safe == text:
-        return safe
-    return f"{safe or 'x'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def under(path: Path, root: Path) -> bool:
-    """Return whether the resolved `path` lies in the resolved `root`."""
-    resolved, base = path.resolve(), root.resolve()
-    return resolved == base or base in resolved.parents
