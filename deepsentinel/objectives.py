@@ -115,7 +115,7 @@ class Masked:
                 loss = loss + self.index * error
             total = total + weight * loss
         dense = encoded.embedding_BNPE.detach().flatten(0, 2)
-        some = torch.randint(len(dense), (min(512, len(dense)),), generator=generator)
+        some = torch.randint(len(dense), (min(256, len(dense)),), generator=generator)
         return total, {**figures, **collapse(dense[some.to(dense.device)])}, _pooled(model, encoded)
 
     def _target(
@@ -232,6 +232,8 @@ def collapse(x: Tensor) -> Losses:
     uniformity log mean exp(-2 |u-v|^2), Wang and Isola 2020: -4 is spread out, 0 collapsed.
     """
     x = x.detach().float()
+    if not torch.isfinite(x).all():
+        return {}  # the loss is not finite either, and training names the samples
     s = torch.linalg.svdvals(x - x.mean(0))
     share = s / s.sum().clamp(min=1e-12)
     u = F.normalize(x, dim=-1)

@@ -263,8 +263,6 @@ class Training(lightning.LightningModule):
                 if type(module).__name__ in ("Block", "GroupEncoder", "Detail"):
                     module.compile(dynamic=False)
 
-    # -- steps ---------------------------------------------------------------------------------
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW; matrices are decayed, vectors are not."""
         t = self.recipe.train
@@ -357,8 +355,6 @@ class Training(lightning.LightningModule):
             )
             self.trainer.should_stop = True
 
-    # -- figures -------------------------------------------------------------------------------
-
     def _log(self, *, validate: bool) -> None:
         keys = sorted({k for r in self._recent for k in r})
         means = {k: float(torch.stack([r[k] for r in self._recent if k in r]).mean()) for k in keys}
@@ -381,7 +377,9 @@ class Training(lightning.LightningModule):
 
     def _write_history(self) -> None:
         draft = self.folder / ".history.tmp"
-        pd.DataFrame(self.history).to_csv(draft, index=False)
+        first = ["step", "batches", "seconds", "lr", "loss"]
+        rest = sorted({k for row in self.history for k in row} - set(first))
+        pd.DataFrame(self.history, columns=[*first, *rest]).to_csv(draft, index=False)
         draft.replace(self.folder / "history.csv")
 
     @torch.no_grad()
@@ -411,8 +409,6 @@ class Training(lightning.LightningModule):
         """Return the weights to evaluate: averaged, or the last ones where ``ema`` is 0."""
         now = self.ema if self.recipe.train.ema else self.model.state_dict()
         return {k: v.detach().clone() for k, v in now.items()}
-
-    # -- checkpoints ---------------------------------------------------------------------------
 
     def save(self) -> Path:
         """Return the checkpoint written of everything that the next step depends on."""
