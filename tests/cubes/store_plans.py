@@ -6,6 +6,7 @@ the tests kill.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cubes import build, registry, store
+from cubes import build, ledger, registry, store
 from cubes.types import Access, ArrayPlan, Asset, Axis, ClearPolicy, Layout, Plan
 
 SIZE = 160
@@ -133,6 +134,30 @@ def pixels(folder: Path, name: str) -> np.ndarray:
     with rasterio.open(folder / f"{name}.tif") as file:
         whole: np.ndarray = file.read(1)
     return whole[MARGIN : MARGIN + SIZE, MARGIN : MARGIN + SIZE]
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Return every object of a store that is not its ledger."""
+    return {
+        str(p.relative_to(path)): p.read_bytes()
+        for p in sorted(path.rglob("*"))
+        if p.is_file() and ledger.FOLDER not in p.parts
+    }
+
+
+def child_of_ours(archive: Path, path: Path, wait: float, *more: str) -> dict[str, Any]:
+    """Return the arguments that start the process which writes the archive's cube, slowly."""
+    root = str(Path(__file__).resolve().parents[2])
+    before = os.environ.get("PYTHONPATH")
+    return {
+        "args": [sys.executable, __file__, str(archive), str(path), str(wait), *more],
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [before])])},
+        "text": True,
+    }
+
+
+def litter(path: Path) -> list[Path]:
+    return list(path.rglob("*.partial"))
 
 
 def main() -> None:

@@ -1,17 +1,12 @@
-"""Cubes on disk: values, bytes, resume after kill -9, damage and repair, refusals, own data."""
+"""Cubes on disk: values, bytes, other readers, what is refused, cubes of your own."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +18,7 @@ import xarray as xr
 import zarr
 
 from cubes import build, cube, layout, ledger, metadata, registry, shards, store
-from cubes.types import AssetReadError, CubeError, Layout, Plan, Report
+from cubes.types import CubeError, Layout, Plan, Report
 
 _spec = importlib.util.spec_from_file_location(
     "store_plans", Path(__file__).with_name("store_plans.py")
@@ -33,11 +28,9 @@ assert _spec.loader is not None
 small = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small)
 
-# On a busy machine making a folder takes distributed more than a second, of which it warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Creating scratch directories:UserWarning")
-
 LAYOUT: Layout = small.LAYOUT
 GROUPS = ("s1", "s2", "terrain")
+files = small.files
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,49 +39,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
         yield
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = small.sources(tmp_path_factory.mktemp("archive"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def plan(archive: Path) -> Plan:
-    out: Plan = small.plan(archive)
-    return out
-
-
-@pytest.fixture(scope="module")
-def whole(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """Return an undisturbed cube, which tests must leave as it is, and its report."""
-    path = tmp_path_factory.mktemp("whole") / "a.zarr"
-    return path, store.write(plan, path, layout=LAYOUT)
-
-
-def files(path: Path) -> dict[str, bytes]:
-    """Return every object of a store that is not its ledger."""
-    return {
-        str(p.relative_to(path)): p.read_bytes()
-        for p in sorted(path.rglob("*"))
-        if p.is_file() and ledger.FOLDER not in p.parts
-    }
-
-
-def child_of_ours(archive: Path, path: Path, wait: float, *more: str) -> dict[str, Any]:
-    """Return the arguments that start the process which writes the archive's cube, slowly."""
-    root = str(Path(__file__).resolve().parents[2])
-    before = os.environ.get("PYTHONPATH")
-    return {
-        "args": [sys.executable, small.__file__, str(archive), str(path), str(wait), *more],
-        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [before])])},
-        "text": True,
-    }
-
-
-def litter(path: Path) -> list[Path]:
-    return list(path.rglob("*.partial"))
 
 
 # --------------------------------------------------------------------------------------- values
@@ -271,254 +221,6 @@ def test_layouts_hold_the_same_values(
     assert store.open(tmp_path / "one")["s2"].reflectance.chunks == ((5,), (3,), (160,), (160,))
 
 
-# -------------------------------------------------------------------------- interrupted, run again
-
-
-def test_a_second_write_touches_nothing(
-    plan: Plan, whole: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, first = whole
-    before = {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != "lock"}
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("a pixel was read")
-
-    monkeypatch.setattr(build, "_read_block", never)
-    again = store.write(plan, path, layout=LAYOUT)
-    assert (again.state, again.written, again.pixels_read, again.bytes_written) == (
-        "sealed", 0, 0, 0,
-    )  # fmt: skip
-    assert again.reused == first.written
-    assert again.tree_sha256 == first.tree_sha256
-    assert before == {p: p.stat().st_mtime_ns for p in path.rglob("*") if p.name != "lock"}
-    assert "0 written, 7 reused" in str(again)
-
-
-def test_a_second_write_needs_no_layout(plan: Plan, whole: tuple[Path, Report]) -> None:
-    again = store.write(plan, whole[0])
-    assert (again.state, again.written) == ("sealed", 0)
-
-
-def test_ctrl_c_in_a_terminal(archive: Path, tmp_path: Path) -> None:
-    path = tmp_path / "sigint.zarr"
-    with subprocess.Popen(
-        **child_of_ours(archive, path, 0.2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as child:
-        until = time.monotonic() + 40
-        while not list(path.glob("__cubes__/regions/*.json")):
-            assert child.poll() is None, child.stderr.read() if child.stderr else ""
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        child.send_signal(signal.SIGINT)
-        _, text = child.communicate(timeout=20)
-    assert "KeyboardInterrupt" in text
-    assert not litter(path)
-    assert store.verify(path).state == "partial"
-
-
-def test_killed_and_run_again_gives_the_same_bytes(
-    plan: Plan, archive: Path, whole: tuple[Path, Report], tmp_path: Path
-) -> None:
-    path = tmp_path / "killed.zarr"
-    for wanted in (2, 4):
-        with subprocess.Popen(
-            **child_of_ours(archive, path, 0.15), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        ) as child:
-            until = time.monotonic() + 40
-            while len(list(path.glob("__cubes__/regions/*.json"))) < wanted:
-                assert child.poll() is None, child.stderr.read() if child.stderr else ""
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            child.send_signal(signal.SIGKILL)
-    done = len(list(path.glob("__cubes__/regions/*.json")))
-    assert 4 <= done < 7
-    with pytest.raises(CubeError, match=rf"{7 - done} of 7 regions are missing.*partial=True"):
-        store.open(path)
-    with pytest.raises(Exception, match=r"(?i)no group|not found|not a valid|unable"):
-        xr.open_datatree(path, engine="zarr")  # no reader takes it for a whole cube
-    report = store.write(plan, path, layout=LAYOUT)
-    assert report.state == "sealed"
-    assert report.reused == done, "finished regions are not redone"
-    assert report.written == 7 - done
-    assert report.tree_sha256 == whole[1].tree_sha256
-    assert files(path) == files(whole[0])
-    assert not litter(path)
-    assert store.verify(path).state == "sealed"
-
-
-def test_a_failed_region_is_named_and_the_rest_kept(
-    plan: Plan, whole: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "failed.zarr"
-    real_read = build._read_block
-
-    def broken(array: Any, step: int, geobox: Any, p: Plan) -> Any:
-        if array.layer.name == "s2/scl" and step == 3:
-            raise AssetReadError("item-3", "SCL", reason="503", attempts=4)
-        return real_read(array, step, geobox, p)
-
-    monkeypatch.setattr(build, "_read_block", broken)
-    report = store.write(plan, path, layout=LAYOUT)
-    assert report.state == "partial"
-    assert list(report.failed) == ["s2.time.1.0.0"]
-    assert "item 'item-3', asset 'SCL'" in report.failed["s2.time.1.0.0"]
-    assert (report.written, report.tree_sha256) == (6, None)
-    assert not litter(path)
-    assert store.verify(path).state == "partial"
-    with pytest.raises(CubeError, match="1 of 7 regions are missing"):
-        store.open(path)
-    part = store.open(path, partial=True)
-    assert part.attrs["missing_regions"] == 1
-    got = part["s2"].reflectance
-    assert got[[2, 3]].isnull().all()
-    assert got[[0, 1, 4]].notnull().any()
-    assert not part["s2"].clear[[2, 3]].any()
-    np.testing.assert_array_equal(
-        ledger.valid_fractions(path)["s2/scl"][:, 0, 0] > 0, [True, True, False, False, True]
-    )
-    monkeypatch.setattr(build, "_read_block", real_read)
-    report = store.write(plan, path, layout=LAYOUT)
-    assert (report.written, report.reused) == (1, 6)
-    assert report.tree_sha256 == whole[1].tree_sha256
-
-
-def test_a_dead_source_ends_the_run_early(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dead(array: Any, step: int, *_: Any) -> Any:
-        raise AssetReadError(f"item-{step}", array.layer.name, reason="403")
-
-    monkeypatch.setattr(build, "_read_block", dead)
-    monkeypatch.setattr(layout, "STEP_BYTES", 1)
-    report = store.write(small.plan(archive), tmp_path / "dead.zarr", layout=LAYOUT)
-    assert report.state == "partial"
-    assert 8 <= len(report.failed) < 30, "63 regions, but the first failures were enough"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_ctrl_c_and_bugs_end_the_run_cleanly(
-    plan: Plan, whole: tuple[Path, Report], tmp_path: Path, error: type[BaseException]
-) -> None:
-    path = tmp_path / "stopped.zarr"
-
-    def stop(done: int, total: int, what: str) -> None:
-        assert total == 5 + 5 + 1
-        assert what
-        if done >= 5:
-            raise error
-
-    with pytest.raises(error):
-        store.write(plan, path, layout=LAYOUT, progress=stop)
-    assert not litter(path)
-    report = store.write(plan, path, layout=LAYOUT)
-    assert report.tree_sha256 == whole[1].tree_sha256
-
-
-def test_a_full_disk_is_named_and_the_store_stays_good(
-    plan: Plan, archive: Path, whole: tuple[Path, Report], tmp_path: Path
-) -> None:
-    path = tmp_path / "full.zarr"
-    # RLIMIT_FSIZE: the largest shard does not fit, smaller ones do
-    done = subprocess.run(
-        **child_of_ours(archive, path, 0, "40000"), capture_output=True, timeout=60, check=False
-    )
-    assert done.returncode != 0
-    assert "while writing region" in done.stderr
-    assert "run the same write again" in done.stderr
-    assert not litter(path)
-    assert store.verify(path).state == "partial"
-    report = store.write(plan, path, layout=LAYOUT)
-    assert report.tree_sha256 == whole[1].tree_sha256
-
-
-def test_large_regions_wait_on_disk(
-    plan: Plan, whole: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Encoded bytes over the limit go to the half-written files; the bytes are the same."""
-    monkeypatch.setattr(build, "BUFFER_BYTES", 1000)
-    report = store.write(plan, tmp_path / "a.zarr", layout=LAYOUT)
-    assert report.tree_sha256 == whole[1].tree_sha256
-
-
-def test_progress_counts_every_step(plan: Plan, tmp_path: Path, capsys: Any) -> None:
-    seen: list[tuple[int, int]] = []
-    store.write(
-        plan, tmp_path / "a.zarr", layout=LAYOUT, progress=lambda d, t, _w: seen.append((d, t))
-    )
-    assert [d for d, _ in seen] == list(range(1, 12))
-    store.write(plan, tmp_path / "b.zarr", layout=LAYOUT, progress=True)
-    assert "11/11 steps" in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------ what is empty
-
-
-def test_an_empty_patch_has_no_object_and_is_done(whole: tuple[Path, Report]) -> None:
-    path = whole[0]
-    assert not (path / "s2/reflectance/c/0/0/0/0").exists()
-    assert (path / "s2/reflectance/c/0/0/0/1").exists()
-    fractions = ledger.valid_fractions(path)
-    assert (fractions["s2/reflectance"][:, 0, 0] == 0).all()
-    assert (fractions["s2/reflectance"][:, 2, 2] == 1).all()
-    assert store.verify(path).state == "sealed"
-
-
-def test_fractions_are_those_of_the_pixels(whole: tuple[Path, Report]) -> None:
-    path, fractions = whole[0], ledger.valid_fractions(whole[0])
-    tree = store.open(path, chunks=None)
-    for name, good in {
-        "s1/backscatter": tree["s1"].backscatter.notnull().mean("pol"),
-        "s2/scl": tree["s2"].scl != 0,
-        "s2/clear": tree["s2"].clear,
-    }.items():
-        for row, column in ((0, 0), (1, 2), (2, 2)):
-            part = good[:, row * 64 : row * 64 + 64, column * 64 : column * 64 + 64]
-            want = part.mean(("y", "x"))
-            np.testing.assert_allclose(fractions[name][:, row, column], want, atol=1.1 / (32 * 32))
-
-
-# -------------------------------------------------------------------------------- damage and repair
-
-
-def test_damage_is_found_and_mended(plan: Plan, whole: tuple[Path, Report], tmp_path: Path) -> None:
-    path = tmp_path / "damaged.zarr"
-    store.write(plan, path, layout=LAYOUT)
-    flipped, lost = path / "s2/reflectance/c/1/0/1/1", path / "s1/backscatter/c/2/0/0/2"
-    stray, text = path / "s2/reflectance/c/0/0/0/0", path / "s2/scl/zarr.json"
-    body = bytearray(flipped.read_bytes())
-    body[len(body) // 3] ^= 4
-    flipped.write_bytes(body)
-    lost.unlink()
-    stray.write_bytes(b"not one of ours")
-    text.write_text(text.read_text().replace("uint8", "int8"))
-    with pytest.raises(Exception, match=r"(?i)checksum|crc"):
-        store.open(path)["s2"].reflectance[2:4].load()
-    report = store.verify(path)
-    assert report.state == "damaged"
-    assert set(report.damaged) == {str(p.relative_to(path)) for p in (flipped, lost, stray, text)}
-    assert "4 damaged" in str(report)
-    quick = store.verify(path, quick=True)
-    assert str(flipped.relative_to(path)) not in quick.damaged, "a flipped bit keeps its size"
-    assert str(lost.relative_to(path)) in quick.damaged
-    mended = store.repair(path)
-    assert (mended.state, mended.written) == ("sealed", 3)
-    assert set(mended.damaged) == set(report.damaged)
-    assert mended.tree_sha256 == whole[1].tree_sha256
-    assert files(path) == files(whole[0])
-    assert store.repair(path).written == 0
-
-
-def test_write_mends_what_is_lost(plan: Plan, whole: tuple[Path, Report], tmp_path: Path) -> None:
-    path = tmp_path / "lost.zarr"
-    store.write(plan, path, layout=LAYOUT)
-    (path / "terrain/elevation/c/1/1").unlink()
-    (path / "zarr.json").unlink()
-    report = store.write(plan, path, layout=LAYOUT)
-    assert (report.written, report.reused) == (1, 6)
-    assert report.tree_sha256 == whole[1].tree_sha256
-    assert files(path) == files(whole[0])
-
-
 # ---------------------------------------------------------------------------------------- refusals
 
 
@@ -612,86 +314,6 @@ def test_a_derived_layer_needs_its_source(plan: Plan, tmp_path: Path) -> None:
     report = store.write(poor, tmp_path / "a.zarr", layout=LAYOUT)
     assert report.state == "partial"
     assert "derived from 's2/scl', which the plan lacks" in next(iter(report.failed.values()))
-
-
-# -------------------------------------------------------------------------------------------- dask
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    distributed = pytest.importorskip("distributed")
-    import dask
-
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address=None,
-        ) as cluster,
-        distributed.Client(cluster) as running,
-    ):
-        yield running
-
-
-def test_a_dask_cluster_writes_the_same_bytes(
-    plan: Plan, whole: tuple[Path, Report], tmp_path: Path, client: Any
-) -> None:
-    path, seen = tmp_path / "dask.zarr", []
-    report = store.write(
-        plan, path, layout=LAYOUT, client=client, progress=lambda d, _t, _w: seen.append(d)
-    )
-    assert report.tree_sha256 == whole[1].tree_sha256
-    assert report.written == 7
-    assert report.pixels_read == whole[1].pixels_read, "counted in the workers"
-    assert seen[-1] == 11
-    assert files(path) == files(whole[0])
-    (path / "s2/scl/c/0/0/0").unlink()
-    assert store.repair(path, client=client).tree_sha256 == whole[1].tree_sha256
-
-
-SLOW_READS = """
-import time
-from cubes import build
-quick = build._read_block
-def slow(*args):
-    time.sleep(0.2)
-    return quick(*args)
-build._read_block = slow
-"""
-
-
-def test_a_killed_worker_costs_its_regions_only(
-    plan: Plan, whole: tuple[Path, Report], tmp_path: Path, client: Any
-) -> None:
-    path = tmp_path / "killed.zarr"
-    client.run(exec, SLOW_READS, {})
-    pids = client.run(os.getpid)
-    with ThreadPoolExecutor(1) as pool:
-        job = pool.submit(store.write, plan, path, layout=LAYOUT, client=client)
-        until = time.monotonic() + 40
-        while len(list(path.glob("__cubes__/regions/*.json"))) < 2:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        os.kill(next(iter(pids.values())), signal.SIGKILL)
-        report = job.result(60)
-    assert report.state == "sealed", report.failed
-    assert report.tree_sha256 == whole[1].tree_sha256
-    assert files(path) == files(whole[0]), "and no litter of the dead worker's"
-
-
-def test_a_region_that_fails_on_dask_is_named(
-    plan: Plan, archive: Path, tmp_path: Path, client: Any
-) -> None:
-    arrays = list(plan.arrays)
-    gone = {"": (replace(arrays[4].steps[0][""][0], href=str(archive / "gone.tif")),)}
-    arrays[4] = replace(arrays[4], steps=(gone,))
-    broken = replace(plan, arrays=tuple(arrays))
-    report = store.write(broken, tmp_path / "a.zarr", layout=LAYOUT, client=client)
-    assert (report.state, report.written) == ("partial", 6)
-    assert "item 'item-dem'" in report.failed["terrain.static.0.0.0"]
 
 
 # ------------------------------------------------------------------------------- your own DataTree
