@@ -43,7 +43,9 @@ class Want:
     on_missing: OnMissing = "raise"
 
 
-def offset_shift(rule: str, properties: Mapping[str, Any], item: str) -> float:
+def offset_shift(
+    rule: str, properties: Mapping[str, Any], item: str, *, baseline: str | None = None
+) -> float:
     """Return what brings an item's digital numbers to ESA's convention of today (+1000 inside).
 
     Parameters
@@ -54,6 +56,8 @@ def offset_shift(rule: str, properties: Mapping[str, Any], item: str) -> float:
         The STAC item's properties.
     item : str
         Its id, for messages.
+    baseline : str, optional
+        Processing baseline known otherwise, such as from the product name; the property wins.
 
     Raises
     ------
@@ -64,7 +68,8 @@ def offset_shift(rule: str, properties: Mapping[str, Any], item: str) -> float:
         return 0.0
     if rule == "none":
         return ESA_OFFSET
-    text = properties.get("s2:processing_baseline") or properties.get("processing:version")
+    stated = properties.get("s2:processing_baseline") or properties.get("processing:version")
+    text = stated or baseline
     try:
         new = tuple(int(v) for v in str(text).split(".")[:2]) >= OFFSET_SINCE
     except ValueError:
@@ -113,7 +118,7 @@ def _asset(row: Any, channel: str, layer: Layer, want: Want) -> Asset | None:
     if found is None:
         return None
     shift = (
-        offset_shift(product.offset_rule, row.properties, row.id)
+        offset_shift(product.offset_rule, row.properties, row.id, baseline=row.baseline)
         if layer.name == "s2/reflectance"
         else 0.0
     )
@@ -337,7 +342,7 @@ def _mosaic_order(rows: pd.DataFrame, crs: str) -> list[Any]:
     return sorted(_records(rows), key=key)
 
 
-_NEEDED = ("id", "time", "bbox", "properties", "assets")
+_NEEDED = ("id", "time", "bbox", "baseline", "properties", "assets")
 
 
 def _records(rows: pd.DataFrame) -> list[Any]:
