@@ -60,7 +60,7 @@ def landscape(
     reflectance = np.where(clear[:, None], reflectance, 0.6)
     codes = np.asarray(CLASSES, np.uint8)[kind]
     if hole:
-        back[:, :, :40, :30] = np.nan
+        back[:, :, :40, :30] = coherence[:, :, :40, :30] = np.nan
         reflectance[:, :, :40, :30] = np.nan
         clear[:, :40, :30] = False
         codes[100:, 100:] = 0

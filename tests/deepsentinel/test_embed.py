@@ -1,0 +1,250 @@
+"""Embeddings: windows that partition, no seam, the same from store and tree, resumable."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import cubes
+from cubes.types import CubeError
+from deepsentinel import embedstore
+from deepsentinel.embed import embed, open_embeddings, quantise, verify_embeddings
+from deepsentinel.windows import CubeReader, tiles
+
+
+@pytest.mark.parametrize("shape", [(256, 512), (64, 64), (130, 700), (257, 40), (512, 300)])
+@pytest.mark.parametrize(("core", "overlap"), [(128, 32), (64, 0), (64, 40)])
+def test_cores_partition_and_windows_stay_on_the_patch_lattice(
+    shape: tuple[int, int], core: int, overlap: int
+) -> None:
+    count = np.zeros(shape, int)
+    for y in range(0, shape[0], 256):
+        for x in range(0, shape[1], 256):
+            block = (slice(y, min(y + 256, shape[0])), slice(x, min(x + 256, shape[1])))
+            for t in tiles(shape, block, core=core, overlap=overlap, patch=8):
+                count[t.core] += 1
+                assert t.y0 % 8 == t.x0 % 8 == 0
+                assert 0 <= t.y0 < t.y1 <= shape[0]
+                assert 0 <= t.x0 < t.x1 <= shape[1]
+                assert t.keep[0].start >= 0
+                assert t.keep[1].stop <= t.x1 - t.x0
+                margins = (
+                    t.core[0].start - t.y0, t.y1 - t.core[0].stop,
+                    t.core[1].start - t.x0, t.x1 - t.core[1].stop,
+                )  # fmt: skip
+                edges = (t.y0 == 0, t.y1 == shape[0], t.x0 == 0, t.x1 == shape[1])
+                assert all(m >= overlap or e for m, e in zip(margins, edges, strict=True))
+    assert (count == 1).all()
+
+
+@pytest.fixture(scope="module")
+def wide(land: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a store wider than a block, so that there are seams of blocks and of windows."""
+    path: Path = land.write(tmp_path_factory.mktemp("wide") / "wide.zarr", shape=(136, 320), seed=5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def near(land: ModuleType, wide: Path) -> Any:
+    """Return a model whose joint attention reaches one patch: 16 px of place, 3 of detail."""
+    return land.model(wide, reach=1)
+
+
+@pytest.fixture(scope="module")
+def made(near: Any, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "embedding.zarr"
+    embed(near, wide, path)
+    return path
+
+
+def test_no_seam_where_the_margin_covers_what_a_pixel_sees(
+    near: Any, wide: Path, made: Path
+) -> None:
+    # one window over the whole cube knows no seam; trimmed windows must say the same
+    reader = CubeReader.of(wide, near)
+    whole, seen = reader.run(near, [reader.read(slice(0, 136), slice(0, 320))], 64)
+    got = open_embeddings(made)["embeddings"].to_numpy()[0]
+    there = np.broadcast_to(seen[0], got.shape)
+    np.testing.assert_array_equal(np.isfinite(got), there)
+    step = np.nanmax(np.abs(got), axis=0) / 127
+    error = np.abs(got - whole[0]) / step
+    assert error[there].max() <= 0.51  # half a step of int8, and float32 rounding
+    bare = embed(near, wide, dtype="float32", overlap=0)["embeddings"].to_numpy()[0]
+    seams = np.abs(bare - whole[0])
+    assert seams[:, :, 120:136].max() > 1e-2  # without margins there is a seam to be seen
+    exact = embed(near, wide, dtype="float32")["embeddings"].to_numpy()[0]
+    assert np.abs(exact - whole[0])[there].max() < 1e-3
+
+
+def test_pixels_that_nobody_saw_are_nodata(made: Path) -> None:
+    data = open_embeddings(made)["embeddings"].to_numpy()[0]
+    raw = embedstore.lazy(made)
+    assert np.isnan(data[:, :40, :30]).all()
+    assert np.isinf(raw["scales"].to_numpy()[0, :40, :30]).all()
+    assert np.isfinite(data[:, 48:, 40:]).all()
+
+
+def test_store_and_tree_give_the_same(near: Any, wide: Path, made: Path) -> None:
+    tree = embed(near, cubes.open(wide, chunks=None), dims=64)
+    stored = open_embeddings(made)
+    np.testing.assert_array_equal(tree["embeddings"].to_numpy(), stored["embeddings"].to_numpy())
+    xr.testing.assert_equal(
+        tree.to_dataset().drop_vars("embeddings"),
+        stored.to_dataset().drop_vars("embeddings").compute(),
+    )
+
+
+def test_int8_is_within_half_a_step_and_keeps_nodata() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(16, 9, 7)).astype(np.float32) * rng.random((9, 7)).astype("f4") * 9
+    values[:, 2, 3] = np.nan
+    values[:, 4, 4] = 0
+    numbers, scales = quantise(values)
+    assert numbers.dtype == np.int8
+    assert np.abs(numbers.astype(int)).max() == 127
+    assert np.isinf(scales[2, 3])
+    good = np.isfinite(scales)
+    error = np.abs(numbers * np.where(good, scales, 0) - values)
+    assert (error[:, good] <= 0.5 * scales[good] + 1e-6).all()
+
+
+def test_a_matryoshka_cut_is_the_first_numbers(near: Any, wide: Path) -> None:
+    long = embed(near, wide, dims=128, dtype="float32")["embeddings"].to_numpy()
+    short = embed(near, wide, dims=16, dtype="float32")["embeddings"].to_numpy()
+    np.testing.assert_array_equal(short, long[:, :16])
+
+
+def test_plain_readers_open_it_without_a_warning(made: Path) -> None:
+    import odc.geo.xr  # noqa: F401
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=PendingDeprecationWarning)  # odc-geo, affine
+        data = xr.open_zarr(made)
+        tree = xr.open_datatree(made, engine="zarr")
+        box = data.odc.geobox
+    assert data["embeddings"].dims == ("time", "embedding", "y", "x")
+    assert data["embeddings"].dtype == np.int8
+    assert box.shape == (136, 320)
+    assert box.crs.epsg == 32631
+    assert set(tree.children) == set()
+    attrs = data.attrs
+    names = {c["name"] for c in attrs["zarr_conventions"]}
+    assert {"geoemb:"} <= names
+    assert len(names) == 3
+    required = {"type", "dimensions", "model", "source_data", "data_type"}
+    assert required <= {k.split(":")[1] for k in attrs if k.startswith("geoemb:")}
+    assert attrs["geoemb:quantization"]["scale"]["array_name"] in data
+    array = zarr.open_array(made, path="embeddings", mode="r")
+    assert array.shards == (1, 64, 256, 256)
+
+
+def test_killed_and_called_again_it_goes_on_to_the_same_bytes(
+    near: Any, wide: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "again.zarr"
+    real, calls = embedstore.write_block, []
+
+    def dies(*args: Any) -> None:
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(args[2].id)
+        real(*args)
+
+    monkeypatch.setattr(embedstore, "write_block", dies)
+    with pytest.raises(KeyboardInterrupt):
+        embed(near, wide, path)
+    assert verify_embeddings(path).state == "partial"
+    with pytest.raises(CubeError, match="not finished"):
+        open_embeddings(path)
+    half = open_embeddings(path, partial=True)["embeddings"].to_numpy()[0]
+    assert np.isfinite(half[:, 48:, 40:256]).all()
+    assert np.isnan(half[:, :, 256:]).all()
+
+    def counts(*args: Any) -> None:
+        calls.append(args[2].id)
+        real(*args)
+
+    monkeypatch.setattr(embedstore, "write_block", counts)
+    embed(near, wide, path)
+    assert calls == ["0000-0000", "0000-0001"]
+    embed(near, wide, path)
+    assert len(calls) == 2  # sealed: nothing computed, nothing written
+    seals = [json.loads((p / "__embedding__" / "sealed.json").read_text()) for p in (path, made)]
+    assert seals[0] == seals[1]
+
+
+def test_damage_is_found_and_mended(near: Any, wide: Path, tmp_path: Path) -> None:
+    path = tmp_path / "hurt.zarr"
+    embed(near, wide, path)
+    shard = path / "embeddings" / "c" / "0" / "0" / "0" / "1"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    assert verify_embeddings(path, quick=True).state == "sealed"  # sizes agree
+    report = verify_embeddings(path)
+    assert report.state == "damaged"
+    assert report.damaged == ("embeddings/c/0/0/0/1",)
+    shard.unlink()
+    assert verify_embeddings(path, quick=True).state == "damaged"
+    embed(near, wide, path)
+    assert verify_embeddings(path).state == "sealed"
+
+
+def test_another_embedding_is_never_overwritten(
+    near: Any, wide: Path, made: Path, land: ModuleType, tmp_path: Path
+) -> None:
+    with pytest.raises(CubeError, match="holds another embedding"):
+        embed(land.model(wide, seed=1, reach=1), wide, made)
+    with pytest.raises(CubeError, match="holds another embedding"):
+        embed(near, wide, made, dims=32)
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(CubeError, match="no embedding store"):
+        embed(near, wide, tmp_path)
+    with pytest.raises(CubeError, match="not an embedding store"):
+        open_embeddings(tmp_path)
+
+
+def test_bad_arguments_name_what_is_allowed(near: Any, wide: Path, land: ModuleType) -> None:
+    with pytest.raises(CubeError, match="16, 32, 64, 128; the nearest is 64"):
+        embed(near, wide, dims=60)
+    with pytest.raises(CubeError, match="int8"):
+        embed(near, wide, dtype="int4")
+    with pytest.raises(CubeError, match="overlap=-1"):
+        embed(near, wide, overlap=-1)
+    tree = land.landscape(shape=(64, 64), seed=6)
+    tree["s1"]["backscatter"].attrs["calibration"] = "sigma0"
+    with pytest.raises(CubeError, match="calibration 'sigma0'"):
+        embed(near, tree)
+    only = xr.DataTree.from_dict({"/": xr.Dataset(), "/labels": tree["labels"].to_dataset()})
+    with pytest.raises(CubeError, match="none of the dated layers"):
+        embed(near, only)
+
+
+def test_a_cube_without_one_sensor_is_embedded_from_the_other(near: Any, land: ModuleType) -> None:
+    tree = land.landscape(shape=(72, 60), seed=7)
+    radar = xr.DataTree.from_dict({f"/{g}": tree[g].to_dataset() for g in ("s1", "insar")})
+    both, alone = (embed(near, t)["embeddings"].to_numpy() for t in (tree, radar))
+    assert alone.shape == both.shape == (1, 64, 72, 60)
+    assert np.isfinite(alone[..., 48:, 40:]).all()
+    assert not np.allclose(alone[..., 48:, 40:], both[..., 48:, 40:], atol=0.1)
+
+
+def test_nothing_is_left_behind_by_a_store_that_could_not_be_made(
+    near: Any, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(embedstore, "_make_arrays", full)
+    with pytest.raises(OSError, match="no space"):
+        embed(near, wide, tmp_path / "new.zarr")
+    assert not (tmp_path / "new.zarr").exists()
