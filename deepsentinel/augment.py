@@ -28,6 +28,9 @@ class Hiding:
 
     sensor: Mapping[str, float] = field(default_factory=lambda: {"s2": 0.4, "s1": 0.1})
     """Group -> probability that the whole group is hidden (at most one group at a time)."""
+    together: bool = False
+    """Draw the hidden group once for the whole batch: its encoder then has nothing to do, which
+    is a third of a step saved where a sensor is hidden half of the time."""
     dates: tuple[float, float] = (0.0, 0.75)
     """Bounds of the fraction of dates hidden in each group that is not hidden whole."""
     alone: tuple[float, float] = (0.0, 0.3)
@@ -78,7 +81,7 @@ def hide(
     names = timed(inputs)
     first = inputs[names[0]]["x"]
     batch, device = first.shape[0], first.device
-    draw = torch.rand(batch, generator=generator).to(device)
+    draw = torch.rand(1 if hiding.together else batch, generator=generator).to(device).expand(batch)
     whole, low = {}, 0.0
     for g in names:
         high = low + hiding.sensor.get(g, 0.0)
@@ -100,6 +103,25 @@ def hide(
             "present": _present(data) & ~dates,
         }
     return view, hidden
+
+
+def compact(view: Inputs, multiple: int = 4) -> dict[str, Mapping[str, Tensor]]:
+    """Return a view without dates that no sample has, and without groups that have none left.
+
+    Dates that are there move to the front; their number is rounded up to a multiple, so that a
+    compiled model meets few shapes. What is absent costs nothing then; the result is the same.
+    """
+    out: dict[str, Mapping[str, Tensor]] = {g: d for g, d in view.items() if g not in timed(view)}
+    for g in timed(view):
+        present = _present(view[g])
+        most = int(present.sum(1).max())
+        if most == 0 and len(timed(view)) > 1:
+            continue
+        keep = min(present.shape[1], -(-max(most, 1) // multiple) * multiple)
+        order = (~present).to(torch.uint8).argsort(dim=1, stable=True)[:, :keep]
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        out[g] = {k: v[rows, order] for k, v in view[g].items()}
+    return {g: out[g] for g in view if g in out}
 
 
 def _present(data: Mapping[str, Tensor]) -> Tensor:

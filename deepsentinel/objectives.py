@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cubes.types import CubeError
-from deepsentinel.augment import Hiding, hide, usable
+from deepsentinel.augment import Hiding, compact, hide, usable
 from deepsentinel.model import DIMS, Encoded, Fusion, Inputs, patchify
 from deepsentinel.recipe import build
 
@@ -93,7 +93,7 @@ class Masked:
         self, model: Fusion, inputs: Inputs, generator: torch.Generator
     ) -> tuple[Tensor, Losses, Tensor]:
         view, hidden = hide(inputs, self.hiding, generator)
-        encoded = model.encode(view)
+        encoded = model.encode(compact(view))
         total = encoded.place_BND.new_zeros(())
         figures: Losses = {}
         cut = DIMS[int(torch.randint(len(DIMS), (), generator=generator))]

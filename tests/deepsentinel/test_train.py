@@ -22,7 +22,7 @@ from toy import GROUPS, Toy, ToySource, landscape
 
 from cubes.types import CubeError
 from deepsentinel import checkpoint
-from deepsentinel.augment import Hiding, hide, usable
+from deepsentinel.augment import Hiding, compact, hide, usable
 from deepsentinel.model import Fusion, FusionConfig
 from deepsentinel.objectives import Masked, collapse, info_nce, ndvi, ndvi_constants, objective
 from deepsentinel.recipe import Recipe, load_recipe, make_recipe
@@ -128,6 +128,33 @@ def test_hiding_is_a_function_of_its_generator_and_touches_no_value(toy: Toy) ->
     alone = gone["s2"]
     share = 1 - view["s1"]["present"][alone].float().mean()
     assert share <= 0.3, "with S2 hidden, most dates of S1 stay"
+
+
+def test_compact_view_says_the_same(toy: Toy) -> None:
+    inputs, _ = toy.sample(32, 3, dates=6, generator=torch.Generator().manual_seed(0))
+    present = torch.tensor([[0, 1, 0, 0, 1, 0], [1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]).bool()
+    view = {**inputs, "s1": {**inputs["s1"], "present": present}}
+    small = compact(view)
+    assert small["s1"]["x"].shape[1] == 4
+    assert small["s2"]["x"].shape[1] == 6
+    assert small["static"] is inputs["static"]
+    torch.manual_seed(0)
+    model = Fusion(FusionConfig.sized("nano", GROUPS)).eval()
+    with torch.no_grad():
+        for key, value in model(view).items():
+            assert torch.allclose(value, model(small)[key], atol=1e-5), key
+    none = {**inputs, "s2": {**inputs["s2"], "present": torch.zeros(3, 6, dtype=torch.bool)}}
+    assert "s2" not in compact(none)
+
+
+def test_hidden_together_is_hidden_in_every_sample(toy: Toy) -> None:
+    inputs, _ = toy.sample(16, 8, dates=3, generator=torch.Generator().manual_seed(0))
+    hiding = Hiding(sensor={"s2": 0.5}, together=True)
+    seen = set()
+    for seed in range(12):
+        view, _ = hide(inputs, hiding, torch.Generator().manual_seed(seed))
+        seen.add(int(view["s2"]["present"].any(1).sum()))
+    assert seen == {0, 8}
 
 
 def test_only_hidden_valid_and_clear_pixels_count(toy: Toy) -> None:
