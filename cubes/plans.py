@@ -209,13 +209,17 @@ def _iso(time: Any) -> str:
 
 
 Coordinates = dict[str, Any]
-Grouped = list[tuple[Coordinates, pd.DataFrame]]
+Grouped = list[tuple[Coordinates, list[Any]]]
+"""Coordinates of each step, and its granules as objects with the attributes of `_NEEDED`."""
+
+_NEEDED = ("id", "time", "bbox", "baseline", "properties", "assets")
 
 
 def _time_steps(table: pd.DataFrame, group: str) -> Grouped:
     table = series.passes(series.deduplicate(series.with_tracks(table)))
     # columns as lists, taken out once: pandas by the step took 1 s of opening 1,000 granules
     columns = {name: table[name].tolist() for name in _OF_A_STEP}
+    records = _records(table)
     out: Grouped = []
     for _, places in sorted(table.groupby("step").indices.items()):
         of = {name: [values[i] for i in places] for name, values in columns.items()}
@@ -246,7 +250,7 @@ def _time_steps(table: pd.DataFrame, group: str) -> Grouped:
                      for p in of["properties"]]
                 ),
             }  # fmt: skip
-        out.append((coords, table.iloc[places]))
+        out.append((coords, [records[i] for i in places]))
     return out
 
 
@@ -286,7 +290,7 @@ def _pair_steps(table: pd.DataFrame) -> Grouped:
             "orbit_state": _text([row["orbit_state"]]),
             "items": _items(rows),
         }
-        out.append((coords, rows))
+        out.append((coords, _records(rows)))
     return out
 
 
@@ -301,7 +305,7 @@ def _track_steps(table: pd.DataFrame) -> Grouped:
             "orbit_state": _text(rows["orbit_state"].tolist()),
             "items": _items(rows),
         }
-        out.append((coords, rows))
+        out.append((coords, _records(rows)))
     return out
 
 
@@ -315,7 +319,7 @@ def _year_steps(table: pd.DataFrame, time: tuple[str, str]) -> Grouped:
         inside = away == away.min()
     out: Grouped = []
     for year, rows in table[inside].groupby(years[inside], sort=True):
-        out.append(({"year": int(year), "items": _items(rows)}, rows))
+        out.append(({"year": int(year), "items": _items(rows)}, _records(rows)))
     return out
 
 
@@ -329,24 +333,21 @@ def _steps(layer: Layer, table: pd.DataFrame, time: tuple[str, str]) -> Grouped:
         return _track_steps(table)
     if layer.stack_dim == "year":
         return _year_steps(table, time)
-    return [({}, table)]
+    return [({}, _records(table))]
 
 
-def _mosaic_order(rows: pd.DataFrame, crs: str) -> list[Any]:
+def _mosaic_order(rows: list[Any], crs: str) -> list[Any]:
     """Return the rows of a step as they are laid: the grid's own CRS first, then time, then id."""
 
     def key(row: Any) -> tuple[bool, Any, str]:
         code = row.properties.get("proj:code") or f"EPSG:{row.properties.get('proj:epsg')}"
         return (str(code) != crs, row.time, row.id)
 
-    return sorted(_records(rows), key=key)
-
-
-_NEEDED = ("id", "time", "bbox", "baseline", "properties", "assets")
+    return sorted(rows, key=key)
 
 
 def _records(rows: pd.DataFrame) -> list[Any]:
-    """Return a step's rows as objects: itertuples makes a class per call, 1 s for 1,000 steps."""
+    """Return rows as objects: itertuples makes a class per call, 1 s for 1,000 steps."""
     values = zip(*(rows[n] for n in _NEEDED), strict=True)
     return [SimpleNamespace(**dict(zip(_NEEDED, v, strict=True))) for v in values]
 
