@@ -114,6 +114,11 @@ class Masked:
                 figures[f"ndvi/{group}"] = error.detach()
                 loss = loss + self.index * error
             total = total + weight * loss
+        if not figures:
+            raise CubeError(
+                f"nothing to learn: the inputs have {', '.join(inputs)}, and the objective asks "
+                f"for {', '.join(g for g, w in self.groups.items() if w) or 'no group'}"
+            )
         dense = encoded.embedding_BNPE.detach().flatten(0, 2)
         some = torch.randint(len(dense), (min(256, len(dense)),), generator=generator)
         return total, {**figures, **collapse(dense[some.to(dense.device)])}, _pooled(model, encoded)

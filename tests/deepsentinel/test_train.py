@@ -290,7 +290,7 @@ from deepsentinel.train import train
 
 if __name__ == "__main__":
     source = ToySource(landscape(3, edge=64, n_s1=6, n_s2=6))
-    more = ["train.steps=40", "train.save_every=2"]
+    more = ["train.steps=24", "train.save_every=2"]
     run = train(recipe(*more), {"train": source}, out=sys.argv[2])
     print(run.weights_sha256, run.resumed)
 """
@@ -314,13 +314,13 @@ def test_killed_and_resumed_run_ends_with_the_same_bits(toy: Toy, tmp_path: Path
     assert killed.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (tmp_path / "killed" / "run.json").exists()
 
-    more = recipe("train.steps=40", "train.save_every=2")
+    more = recipe("train.steps=24", "train.save_every=2")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a draft left by the kill is no reason to fail
         resumed = train(more, {"train": ToySource(toy)}, out=tmp_path / "killed")
         undisturbed = train(more, {"train": ToySource(toy)}, out=tmp_path / "whole")
     assert resumed.resumed is not None
-    assert 2 <= resumed.resumed < 40
+    assert 2 <= resumed.resumed < 24
     assert resumed.weights_sha256 == undisturbed.weights_sha256
     history = [(tmp_path / d / "history.csv").read_text() for d in ("killed", "whole")]
     steps = [[line.split(",")[0] for line in h.splitlines()] for h in history]
