@@ -304,8 +304,9 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
     rivals = [n for n in table.index if str(n).startswith(("ridge", "linear"))]
     parts.append(
         paragraph(
-            f"The model is asked for the NDVI of a Sentinel-2 date with {hidden} hidden; the "
-            "ridge regressions get the same dates and are fitted on the training samples. "
+            f"The frozen model is asked for a Sentinel-2 date with {hidden} hidden and read out "
+            "by a ridge regression; the other ridge regressions see the radar itself, at the same "
+            "dates; all are fitted on the same pixels of the training samples. "
             f"{int(table['pixels'].iloc[0]):,} clear pixels are scored. Skill is 1 - SSE / SSE of "
             "the month's mean in the training samples: most of NDVI's variance is season, so R² "
             "alone flatters whoever knows the calendar. The model is "
@@ -340,10 +341,9 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
     )
     panels = list(_example_panels(scored))
     if panels:
-        columns = 6 if gap is None else 4
         parts.append(
             picture(
-                pictures.maps(panels, columns=columns, width=1.75),
+                pictures.maps(panels, columns=6, width=1.75),
                 "The nearly cloudless test scenes of most varied NDVI.",
             )
         )

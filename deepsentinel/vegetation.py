@@ -1,6 +1,8 @@
 """NDVI of a date from Sentinel-1 alone, or across a gap in Sentinel-2, beside honest floors.
 
-All contenders see the same dates and are scored on the same clear pixels. Skill is measured over
+All contenders see the same dates and are scored on the same clear pixels. The model is frozen and
+read out as the baselines are: by a ridge regression, on what it says of the date and on its dense
+features; what its decoder says by itself stands beside it. Skill is measured over
 the month climatology of the training samples (no class known): most of NDVI's variance is season,
 so total R2 flatters whoever knows the calendar.
 """
@@ -32,7 +34,7 @@ from deepsentinel.tasks import (
 )
 
 MODEL = "model"
-READOUT = "model, linear readout"
+DECODER = "model, decoder alone"
 RIDGE = "ridge"
 RIDGE_AREA = "ridge, 5 x 5 neighbourhood"
 CLIMATOLOGY = "month climatology"
@@ -276,42 +278,49 @@ def _readout(guess: Floats, bands: Floats, dense: Floats, asked: _Asked) -> Floa
     )
 
 
-def _inputs_of(model: Any, view: _View, options: Options) -> list[tuple[_Asked, dict[str, Any]]]:
-    """Return, per sample asked, the features of every fitted contender and the interpolations."""
-    asked = _asked(view, options)
-    if not asked:
-        return []
-    radar = _Radar(view.item)
-    guess, bands = _model_ndvi(model, view)
-    dense = features(model, view.x)
-    out = []
-    for a in asked:
-        x: dict[str, Any] = {
-            RIDGE: radar.features(a.b, a.pixels, a.days, area=False),
-            RIDGE_AREA: radar.features(a.b, a.pixels, a.days, area=True),
-            READOUT: _readout(guess, bands, dense, a),
-            MODEL: _flat(guess[a.b, a.queries])[:, a.pixels],
+class _Seen:
+    """What every contender sees of a view; the model runs once, when first asked."""
+
+    def __init__(self, model: Any, view: _View, options: Options) -> None:
+        self.view, self.options = view, options
+        self.radar = _Radar(view.item)
+        self.guess, self.bands = _model_ndvi(model, view)
+        self.dense = features(model, view.x)
+
+    def of(self, a: _Asked) -> dict[str, Floats]:
+        """Return features (Q, F, P) of the fitted contenders, guesses (Q, P) of the others."""
+        x: dict[str, Floats] = {
+            RIDGE: self.radar.features(a.b, a.pixels, a.days, area=False),
+            RIDGE_AREA: self.radar.features(a.b, a.pixels, a.days, area=True),
+            MODEL: _readout(self.guess, self.bands, self.dense, a),
+            DECODER: _flat(self.guess[a.b, a.queries])[:, a.pixels],
         }
-        if options.gap is not None:
-            known = ~view.hidden[a.b] & np.isfinite(view.truth[a.b]).any((1, 2))
-            order = np.argsort(view.days[a.b, known])
-            seen = _flat(view.truth[a.b, known])[order][:, a.pixels]
-            both = baselines.interpolate(seen, view.days[a.b, known][order], a.days)
-            x[LINEAR], x[LAST] = both["linear"], both["last"]
-            for name in (RIDGE, RIDGE_AREA):  # the same information as the model
-                x[name] = np.concatenate([x[name], both["linear"][:, None]], 1)
-        out.append((a, x))
-    return out
+        if self.options.gap is None:
+            return x
+        view = self.view
+        known = ~view.hidden[a.b] & np.isfinite(view.truth[a.b]).any((1, 2))
+        order = np.argsort(view.days[a.b, known])
+        seen = _flat(view.truth[a.b, known])[order][:, a.pixels]
+        both = baselines.interpolate(seen, view.days[a.b, known][order], a.days)
+        x[LINEAR], x[LAST] = both["linear"], both["last"]
+        for name in (RIDGE, RIDGE_AREA):  # the same information as the model
+            x[name] = np.concatenate([x[name], both["linear"][:, None]], 1)
+        return x
 
 
 def _fit(model: Any, train: Any, options: Options) -> _Floors:
     floors = _Floors(
         climatology=baselines.Climatology(),
-        ridges={name: baselines.Ridge() for name in (RIDGE, RIDGE_AREA, READOUT)},
+        ridges={name: baselines.Ridge() for name in (MODEL, RIDGE, RIDGE_AREA)},
     )
     for item in stream(model, train, options):
         for view in _views(item, options):
-            for asked, x in _inputs_of(model, view, options):
+            wanted = _asked(view, options)
+            if not wanted:
+                continue
+            seen = _Seen(model, view, options)
+            for asked in wanted:
+                x = seen.of(asked)
                 fold = int(held_out(item.tile(asked.b, options.tile), options.seed))
                 for row, day in enumerate(asked.days):
                     floors.climatology.add(baselines.month_of(float(day)), asked.y[row])
@@ -368,13 +377,18 @@ class _Result:
 
 def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
     climatology = floors.climatology.table()
-    for asked, x in _inputs_of(model, view, result.options):
+    wanted = _asked(view, result.options)
+    if not wanted:
+        return
+    seen = _Seen(model, view, result.options)
+    for asked in wanted:
+        x = seen.of(asked)
         tile = view.item.tile(asked.b, result.options.tile)
         for row, day in enumerate(asked.days):
             month = baselines.month_of(float(day))
             y = asked.y[row]
             floor = np.full(y.shape, climatology[month - 1], np.float32)
-            guesses: dict[str, Floats] = {CLIMATOLOGY: floor, MODEL: x[MODEL][row]}
+            guesses: dict[str, Floats] = {CLIMATOLOGY: floor, DECODER: x[DECODER][row]}
             for name, ridge in floors.ridges.items():
                 guesses[name] = np.clip(ridge.predict(x[name][row]), -1, 1)
             for name in (LINEAR, LAST):
@@ -386,7 +400,7 @@ def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
                 result.months.add(name, month, sums)
                 if name != CLIMATOLOGY:
                     _densify(result, name, y, guess)
-    _examples(model, floors, view, result)
+    _examples(seen, floors, result)
 
 
 def _densify(result: _Result, name: str, y: Floats, guess: Floats) -> None:
@@ -399,30 +413,35 @@ def _densify(result: _Result, name: str, y: Floats, guess: Floats) -> None:
     held += counts.astype(np.int64)
 
 
-def _examples(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
+def _examples(seen: _Seen, floors: _Floors, result: _Result) -> None:
     """Keep the scenes of most varied NDVI among the nearly cloudless ones, for pictures."""
+    view = seen.view
     clear = np.isfinite(view.truth).mean((2, 3))
     present = view.item.batch.present["s1"].cpu().numpy().any(1)
     worth = np.zeros(clear.shape)
     for b, t in zip(*np.nonzero((clear > 0.98) & view.hidden & present[:, None]), strict=True):
         worth[b, t] = np.nanstd(view.truth[b, t])
-    radar: _Radar | None = None
-    guess: Floats | None = None
     for b in range(len(worth)):
         t = int(worth[b].argmax())
         full = len(result.examples) == EXAMPLES
         if worth[b, t] == 0 or (full and worth[b, t] <= result.examples[0][0]):
             continue
-        if radar is None or guess is None:
-            radar, guess = _Radar(view.item), _model_ndvi(model, view)[0]
-        shape = view.truth.shape[-2:]
-        x = radar.features(b, np.arange(shape[0] * shape[1]), view.days[b, t : t + 1], area=False)
-        images = {"truth": view.truth[b, t], "model": guess[b, t]}
-        if view.item.layer("s1/backscatter") and result.options.gap is None:
-            ridge = np.clip(floors.ridges[RIDGE].predict(x[0]), -1, 1)
-            images["ridge"] = ridge.reshape(shape)
+        truth, day = view.truth[b, t], view.days[b, t]
+        x = seen.of(
+            _Asked(
+                b=b,
+                queries=np.array([t]),
+                pixels=np.arange(truth.size),
+                y=truth.reshape(1, -1),
+                days=view.days[b, t : t + 1],
+            )
+        )
+        images = {"truth": truth}
+        for name in (MODEL, RIDGE):
+            told = floors.ridges[name].predict(x[name][0])
+            images[name] = np.clip(told, -1, 1).reshape(truth.shape)
         result.count += 1
-        entry = (float(worth[b, t]), result.count, float(view.days[b, t]), images)
+        entry = (float(worth[b, t]), result.count, float(day), images)
         (heapq.heapreplace if full else heapq.heappush)(result.examples, entry)
 
 

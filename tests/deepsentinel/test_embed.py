@@ -74,12 +74,12 @@ def test_no_seam_where_the_margin_covers_what_a_pixel_sees(
     got = open_embeddings(made)["embeddings"].to_numpy()[0]
     there = np.broadcast_to(seen[0], got.shape)
     np.testing.assert_array_equal(np.isfinite(got), there)
-    step = np.nanmax(np.abs(got), axis=0) / 127
+    step = np.abs(np.where(there, got, 1)).max(axis=0) / 127
     error = np.abs(got - whole[0]) / step
     assert error[there].max() <= 0.51  # half a step of int8, and float32 rounding
     bare = embed(near, wide, dtype="float32", overlap=0)["embeddings"].to_numpy()[0]
     seams = np.abs(bare - whole[0])
-    assert seams[:, :, 120:136].max() > 1e-2  # without margins there is a seam to be seen
+    assert seams[:, 50:, 120:136].max() > 1e-2  # without margins there is a seam to be seen
     exact = embed(near, wide, dtype="float32")["embeddings"].to_numpy()[0]
     assert np.abs(exact - whole[0])[there].max() < 1e-3
 
