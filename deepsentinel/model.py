@@ -28,6 +28,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -451,13 +452,13 @@ class Fusion(nn.Module):
     def normaliser(self) -> Any:
         """What makes this model's inputs of stored integers: `deepsentinel.Normaliser`.
 
-        The one thing here that needs more than torch; the numbers are ``config.normaliser``.
+        Looked up only here, so that this file by itself still imports with torch alone; the
+        numbers are ``config.normaliser``.
         """
-        from deepsentinel.normalise import Normaliser
-
         if not self.config.normaliser:
             raise ModelError("this model was made without statistics; give inputs normalised")
-        return Normaliser.from_json(json.dumps(self.config.normaliser))
+        found = import_module("deepsentinel.normalise")
+        return found.Normaliser.from_json(json.dumps(self.config.normaliser))
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the embeddings of a batch.
