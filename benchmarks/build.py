@@ -28,7 +28,7 @@ CHUNKS = {
 """Chunkings tried: edge in pixels; steps a chunk, where -1 is a whole shard at once (then nothing
 needs to be put together before it is written)."""
 
-BEST = {"odc-stac": (1024, 1), "stackstac": (1024, 1)}
+BEST = {"odc-stac": (1024, 1), "stackstac": (512, 1)}
 """What won for each on the machine of docs/benchmarks.md; `main` tries all of `CHUNKS`."""
 
 
@@ -238,7 +238,9 @@ def main(*, edge: int = 1024, dates: int = 12, repeats: int = 3) -> str:
         for kind in KINDS:
             rows += _rows(common.archive(folder, kind, edge=edge, dates=dates), folder, repeats)
     head = ("archive", "way", "chunk, px x steps", "s, median", "over ours", "equal")
-    title = f"Build: {edge} px, {dates} dates, {common.THREADS} threads, median of {repeats} in turns"
+    title = (
+        f"Build: {edge} px, {dates} dates, {common.THREADS} threads, median of {repeats} in turns"
+    )
     return common.table(
         title, head, rows, "deepsentinel", "odc-stac", "odc-loader", "stackstac", "dask", "xarray",
         "zarr", "rasterio",

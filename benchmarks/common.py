@@ -304,6 +304,66 @@ def _write(
         file.write(pixels, 1)
 
 
+# ----------------------------------------------------------------------------------- cubes
+
+
+def cube(edge: int, s1: int, s2: int, *, bands: Sequence[str] = BANDS) -> Any:
+    """Return a cube in memory: backscatter, reflectance and scene classification with clouds.
+
+    Parameters
+    ----------
+    edge : int
+        Rows and columns.
+    s1, s2 : int
+        Dates of each sensor.
+    bands : sequence of str
+        Of Sentinel-2.
+
+    Returns
+    -------
+    DataTree
+        Physical units, as `cubes.write` takes it.
+    """
+    import xarray as xr
+    from odc.geo.xr import xr_coords
+
+    from cubes import registry
+
+    rng = np.random.default_rng(3)
+    base = _field(edge)
+    grid = xr_coords(geobox(edge))
+
+    def noisy(shape: tuple[int, ...]) -> np.ndarray:
+        return base + rng.standard_normal((*shape, edge, edge), dtype=np.float32)
+
+    def group(name: str, steps: int, arrays: Mapping[str, tuple[Any, np.ndarray]]) -> Any:
+        days = np.datetime64("2023-01-01", "ns") + np.arange(steps) * np.timedelta64(3, "D")
+        coords: dict[str, Any] = {
+            "time": days,
+            "platform": ("time", ["SENTINEL-1A" if name == "s1" else "Sentinel-2A"] * steps),
+            "relative_orbit": ("time", [51] * steps),
+            "orbit_state": ("time", ["descending"] * steps),
+        }
+        coords |= {"pol": ["vv", "vh"]} if name == "s1" else {"band": list(bands)}
+        return xr.Dataset(dict(arrays), coords={**grid, **coords})
+
+    level = np.array([-10, -17], np.float32)[:, None, None]
+    power = (level + 2 * noisy((s1, 2))).astype(np.float32)
+    attrs = {"units": "dB", "calibration": "gamma0_rtc"}
+    radar = {"backscatter": (("time", "pol", "y", "x"), power, attrs)}
+    values = (0.15 + 0.03 * noisy((s2, len(bands)))).clip(0.01, 1).astype(np.float32)
+    cloudy = noisy((s2,)) > 1.5
+    scl = np.where(cloudy, 9, 4).astype(registry.layer("s2/scl").dtype)
+    optical = {
+        "reflectance": (("time", "band", "y", "x"), values, {"units": "1"}),
+        "scl": (("time", "y", "x"), scl, {"units": "1"}),
+        "clear": (("time", "y", "x"), ~cloudy, {"units": "1"}),
+    }
+    groups = {"/": xr.Dataset(coords=grid), "s1": group("s1", s1, radar),
+              "s2": group("s2", s2, optical)}  # fmt: skip
+    return xr.DataTree.from_dict(groups)
+
+
 # ------------------------------------------------------------------------------ measuring
 
 

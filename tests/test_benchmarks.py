@@ -1,0 +1,209 @@
+"""The benchmarks themselves: every asv class runs, the rivals write what we write, the bars hold.
+
+A bar that compares is measured as a ratio of runs taken in turns in one process, so that a slow or
+busy machine slows both sides.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import pkgutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import benchmarks
+from benchmarks import build, common, imports, stream, train
+from benchmarks import open as opening
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFIXES = ("time_", "track_", "peakmem_", "mem_")
+
+
+def modules() -> list[ModuleType]:
+    names = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__))
+    return [importlib.import_module(f"benchmarks.{name}") for name in names]
+
+
+def methods(cls: type) -> list[str]:
+    return [n for n in sorted(vars(cls)) if n.startswith(PREFIXES)]
+
+
+def classes() -> list[type]:
+    return [
+        value
+        for module in modules()
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__ and methods(value)
+    ]
+
+
+def combinations(bench: Any) -> Iterator[tuple[Any, ...]]:
+    params = getattr(bench, "params", [])
+    if not params:
+        return iter([()])
+    lists = params if isinstance(params[0], list | tuple) else [params]
+    return itertools.product(*lists)
+
+
+def sized(cls: type) -> Any:
+    """Return an instance at its quick sizes; those keep every way, kind and mode."""
+    small = type(cls.__name__, (cls,), dict(getattr(cls, "quick", {})))
+    return small()
+
+
+@pytest.mark.parametrize("cls", classes(), ids=lambda c: f"{c.__module__}.{c.__name__}")
+def test_class_runs(cls: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench = sized(cls)
+    cached = (bench.setup_cache(),) if hasattr(bench, "setup_cache") else ()
+    ran = 0
+    for params in combinations(bench):
+        for name in methods(cls):
+            arguments = (*cached, *params)
+            if hasattr(bench, "setup"):
+                bench.setup(*arguments)
+            try:
+                value = getattr(bench, name)(*arguments)
+            finally:
+                if hasattr(bench, "teardown"):
+                    bench.teardown(*arguments)
+            if name.startswith("track_"):
+                assert isinstance(value, int | float), (name, params)
+                assert value > 0, (name, params)
+            ran += 1
+    assert ran
+
+
+def test_asv_finds_the_same_classes() -> None:
+    from asv_runner.discovery import disc_benchmarks
+
+    found = {b.name for b in disc_benchmarks(str(ROOT / "benchmarks"))}
+    expected = {
+        f"{c.__module__.removeprefix('benchmarks.')}.{c.__name__}.{m}"
+        for c in classes()
+        for m in methods(c)
+    }
+    assert expected <= found
+
+
+def test_start_commands_run() -> None:
+    assert {"import cubes", "deepsentinel --help"} <= set(imports.COMMANDS)
+
+
+# ------------------------------------------------------------------------------------------ open
+
+
+def test_open_thousand_items_bar() -> None:
+    """1,000 items x 12 bands under 2 s, at most one task per step, band and source block.
+
+    Processor seconds of the one thread that works: on an idle machine they are the seconds. A
+    1,024-px chunk of 512-px blocks is read by one task and made physical by another.
+    """
+    found = opening.items(1000)
+    opening.run("ours", found[:2])
+    spent = []
+    for _ in range(3):
+        began = time.process_time()
+        cube = opening.run("ours", found)
+        spent.append(time.process_time() - began)
+    assert cube.shape == (1000, 12, opening.EDGE, opening.EDGE)
+    chunks, opens = 1000 * 12, 1000 + 12
+    assert opening.tasks(cube) <= 2 * chunks + opens
+    assert opening.tasks(cube) <= chunks * (opening.EDGE // 512) ** 2
+    assert min(spent) < 2.0, spent
+
+
+def test_open_counts_grow_with_items_only() -> None:
+    counts = [opening.tasks(opening.run("ours", opening.items(n))) for n in (5, 10, 20)]
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0])
+
+
+# ----------------------------------------------------------------------------------------- build
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("archives")
+
+
+@pytest.mark.parametrize("kind", build.KINDS)
+def test_rivals_write_the_same_zarr(kind: str, archives: Path, tmp_path: Path) -> None:
+    archive = common.archive(archives, kind, edge=512, dates=2)
+    wrote, layouts = {}, {}
+    for way, call in build.ways(archive, **{"odc-stac": (512, 1)}).items():
+        call(tmp_path / way)
+        wrote[way] = build.stored(archive, way, tmp_path / way)
+        layouts[way] = build.layout(archive, way, tmp_path / way)
+    assert layouts["ours"] == layouts["odc-stac"] == layouts["stackstac"]
+    assert wrote["ours"].dtype == np.dtype("int16" if kind == "radar" else "uint16")
+    # Between zones GDAL's approximate transformer may take the neighbour of a pixel whose centre
+    # lies on the line between two: a share of them, which is what is asked for here.
+    least = 0.97 if kind == "zone" else 1.0
+    for way in ("odc-stac", "stackstac"):
+        assert build.same(archive, wrote["ours"], wrote[way]) >= least, way
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_build_bar(archives: Path, tmp_path: Path) -> None:
+    """At least as fast as the better of odc-stac and stackstac, each at its best chunking."""
+    archive = common.archive(archives, "optical", edge=1024, dates=4)
+    for way, call in build.ways(archive).items():
+        call(tmp_path / way)  # imports and page cache, for all of them
+    ratios = {}
+    for _ in range(3):  # a machine shared with others may fool one round of five
+        spent = build.paired(archive, tmp_path, 5)
+        ratios = {w: common.ratio(spent[w], spent["ours"]) for w in ("odc-stac", "stackstac")}
+        if min(ratios.values()) >= 1:
+            break
+    assert min(ratios.values()) >= 1.0, ratios
+
+
+# ---------------------------------------------------------------------------------------- stream
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_stream_bars(tmp_path: Path) -> None:
+    """At least 20 times xbatcher over dask, and half of what Blosc alone can do from memory."""
+    path = stream.store(tmp_path, edge=512, dates=64, size=256)
+    where = stream.race(path, size=256, batch=4, rounds=1)
+    ours, codec = stream.ours(where, 2), stream.codec(where, 2)
+    documented = stream.xbatcher_documented(where)
+    for call in (ours, codec, documented):
+        with common.quiet():
+            call()
+    of_limit = times = 0.0
+    for _ in range(3):  # a machine shared with others may fool one round
+        with common.quiet():
+            fast = common.rounds({"ours": ours, "codec": codec}, 7)
+            slow = common.rounds({"ours": ours, "documented": documented}, 3)
+        of_limit = max(of_limit, common.ratio(fast["codec"], fast["ours"]))
+        times = max(times, common.ratio(slow["documented"], slow["ours"]))
+        if of_limit >= 0.5 and times >= 20:
+            break
+    assert of_limit >= 0.5, (of_limit, fast)
+    assert times >= 20, (times, slow)
+
+
+# ----------------------------------------------------------------------------------------- train
+
+
+def test_resident_source_gives_one_batch(tmp_path: Path) -> None:
+    from deepsentinel.sources import CubeSource, Source
+
+    path = train.store(tmp_path, edge=64, dates=3)
+    found = train.samples(path, size=32, dates=3)
+    source = CubeSource(found, train.recipe("nano", batch=2), train.normaliser(found), learn=True)
+    resident = train.Resident(source)
+    assert isinstance(resident, Source)
+    batches = [f.batch for _, f in zip(range(len(source) + 3), resident, strict=False)]
+    assert all(b is batches[0] for b in batches)
+    assert len(batches[0]) == 2
