@@ -71,6 +71,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    import pandas as pd
+
     request = _request(options)
     plan = request.plan()
     if options.json:
@@ -81,15 +83,11 @@ def _search(options: argparse.Namespace) -> None:
     for axis in plan.axes:
         print(f"\n{axis.group}.{axis.dim}: {len(axis)} steps")
         names = [axis.dim, *(n for n in axis.coords if n not in (axis.dim, "items"))]
-        for step in range(len(axis)):
-            print("  " + "  ".join(_short(axis.coords[name][step]) for name in names))
+        # A column that no item fills says nothing: view angles of most catalogues.
+        table = pd.DataFrame({n: axis.coords[n] for n in names}).dropna(axis="columns", how="all")
+        print(table.to_string(index=False))
     if plan.missing:
         print(f"\n{len(plan.missing)} assets missing and masked: {', '.join(plan.missing[:5])}")
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.2f}" if isinstance(value, float) else str(value)
-    return text.replace("T", " ")[:32]
 
 
 def _build(options: argparse.Namespace) -> int:
@@ -113,11 +111,20 @@ def _progress(stage: str) -> Any:
 def _info(options: argparse.Namespace) -> int:
     import cubes
 
+    from deepsentinel import embedstore
+
     code = 0
     for store in options.stores:
-        print(cubes.open(store, partial=True))
+        verify: Any = cubes.verify
+        if (store / embedstore.FOLDER).is_dir():
+            import deepsentinel
+
+            verify = embedstore.verify_embeddings
+            print(deepsentinel.open_embeddings(store, partial=True))
+        else:
+            print(cubes.open(store, partial=True))
         if options.verify:
-            report = cubes.verify(store, quick=options.verify == "quick")
+            report = verify(store, quick=options.verify == "quick")
             print(report)
             code = max(code, 0 if report.state == "sealed" else 1)
     return code
@@ -132,8 +139,9 @@ def _stats(options: argparse.Namespace) -> None:
     statistics = cubes.stats(samples)
     if options.out:
         options.out.write_text(json.dumps(statistics.to_dict(), default=str), encoding="utf-8")
-    print(f"{len(samples):,} samples")
-    print(statistics)
+    print(f"{len(samples):,} samples, values in the layers' units")
+    columns = ["count", "mean", "std", "min", "max"]
+    print(statistics[columns].to_dataframe().to_string(float_format="{:.4g}".format))
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -317,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("train", _train, "train a model; prints its folder")
     _add_samples(made)
-    made.add_argument("--recipe", default="demo", help="a name, or a TOML file")
+    made.add_argument("--recipe", default="default", help="a name, or a TOML file")
     made.add_argument("--set", action="append", default=[], metavar="A.B=C", help="change a key")
     made.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if there")
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from cubes.types import CubeError
 from deepsentinel.archives import bytes_under, publish_all, stac_api
-from deepsentinel.stages import Console, Memory, Result, Stages, digest, source_digest
+from deepsentinel.stages import Console, Memory, Result, Stages, cpu_seconds, digest, source_digest
 
 if TYPE_CHECKING:
     from cubes import Request, Samples
@@ -141,6 +141,7 @@ class _Job:
         """Write what this run took, for people and benchmarks."""
         body = {
             "seconds": round(time.monotonic() - self.console.start, 2),
+            "cpu_seconds": round(cpu_seconds(), 2),
             "peak_memory_bytes": memory.peak,
             "stages_seconds": dict(self.stages.seconds),
             "reused": self.stages.reused,
@@ -368,11 +369,13 @@ def evaluate_model(job: _Job, built: Result, trained: Result) -> Result:
 
 def embed_cube(job: _Job, built: Result, trained: Result) -> Result:
     """Return the sealed store of the test world's embedding."""
-    import cubes
     import deepsentinel
+    from deepsentinel.embedstore import verify_embeddings
 
     key = job.key(
-        job.done("train"), job.done("cubes"), sources=("cubes", *_LEARNING, "deepsentinel.embed")
+        job.done("train"),
+        job.done("cubes"),
+        sources=("cubes", *_LEARNING, "deepsentinel.embed", "deepsentinel.embedstore"),
     )
     store = job.out / "embedding.zarr"
 
@@ -383,7 +386,7 @@ def embed_cube(job: _Job, built: Result, trained: Result) -> Result:
         return {"store": store.name}, []
 
     def check(result: Result) -> bool:
-        return cubes.verify(job.out / result["store"], quick=True).state == "sealed"
+        return verify_embeddings(job.out / result["store"], quick=True).state == "sealed"
 
     return job.stages.run("embed", key, make, check=check)
 

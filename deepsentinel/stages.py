@@ -114,6 +114,12 @@ class Memory:
             self.peak = max(self.peak, total)
 
 
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its ended children, seconds."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
 def digest(*parts: Any) -> str:
     """Return the SHA-256 of `parts` as canonical JSON (a path counts by its text)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
@@ -176,7 +182,7 @@ class Stages:
         check : callable
             Given the result on record, verifies what is too big to hash here.
         """
-        start = time.monotonic()
+        start, cpu = time.monotonic(), cpu_seconds()
         record = self.records.get(name)
         if record is not None and record["key"] == key and self._holds(record):
             if check is None or check(record["result"]):
@@ -196,9 +202,12 @@ class Stages:
             "result": result,
             "files": {str(p.relative_to(self.folder)): file_digest(p) for p in files},
             "seconds": round(seconds, 2),
+            "cpu_seconds": round(cpu_seconds() - cpu, 2),
         }
         self._save()
-        self.console.line(f"{name:<10} done in {seconds:.1f} s")
+        self.console.line(
+            f"{name:<10} done in {seconds:.1f} s ({self.records[name]['cpu_seconds']:.1f} s of CPU)"
+        )
         return result
 
     @property

@@ -93,3 +93,61 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     )  # fmt: skip
     assert run.stderr == ""
     assert "usage" in run.stdout
+
+
+@pytest.fixture(scope="module")
+def request_of(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the arguments that ask for the whole of a published `tiny` world."""
+    from cubes import worlds
+
+    out = tmp_path_factory.mktemp("cli") / "world"
+    made = worlds.publish(worlds.simulate(worlds.load_params("tiny"), 3), out)
+    return [
+        f"--area={made.aoi}",
+        "--time=2021-05/2021-06",
+        "--catalog=simulated",
+        f"--url={made.catalog}",
+        "--layers=s1/backscatter,s2/reflectance,s2/clear,labels/worldcover",
+        "--bands=B04,B08",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_verbs_in_order(
+    request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, run, embedding = (str(tmp_path / name) for name in ("a.zarr", "run", "e.zarr"))
+    samples = ["--window=64", "--dates=4", "--block=640"]
+
+    def said(*arguments: str) -> str:
+        code = cli.main(list(arguments))
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    assert "s1.time: " in said("search", *request_of)
+    assert "sealed; 3 written" in said("build", store, *request_of)
+    assert "0 px read" in said("build", store, *request_of)
+    assert "sealed" in said("info", store, "--verify")
+    table = said("stats", store, *samples, "--out", str(tmp_path / "stats.json"))
+    assert "s1/backscatter/vv" in table
+    assert (tmp_path / "stats.json").stat().st_size > 1000
+    model = said("train", store, *samples, "--set", "train.steps=2", "--out", run).strip()
+    assert Path(model, "model.safetensors").is_file()
+    said("embed", model, store, embedding, "--dims", "16")
+    assert "sealed" in said("info", embedding, "--verify", "quick")
+
+
+def test_damage_is_exit_code_1(
+    request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "a.zarr"
+    short = [a for a in request_of if not a.startswith("--layers")]
+    assert cli.main(["build", str(store), *short, "--layers=labels/worldcover"]) == 0
+    shard = max((p for p in store.rglob("c/**/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    body = bytearray(shard.read_bytes())
+    body[len(body) // 2] ^= 1
+    shard.write_bytes(body)
+    assert cli.main(["info", str(store), "--verify"]) == 1
+    assert "1 damaged" in capsys.readouterr().out
