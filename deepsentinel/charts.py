@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from deepsentinel.pictures import INK, MUTED, SERIES, figure, labels, layer, ndvi, times
+from deepsentinel.pictures import INK, MUTED, SERIES, clear_share, figure, labels, ndvi, times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +37,7 @@ def timeline(cube: xr.DataTree) -> Figure:
     ax = fig.subplots()
     rows: list[str] = []
     if "s2" in cube.children:
-        clear = layer(cube, "s2", "clear").isel(y=slice(None, None, 8), x=slice(None, None, 8))
-        share = clear.mean(("y", "x")).to_numpy()
+        share = clear_share(cube)
         shown = ax.scatter(
             times(cube, "s2"), np.zeros(len(share)), c=share, cmap="YlGn", vmin=0, vmax=1,
             s=46, edgecolors=MUTED, linewidths=0.6, zorder=3,

@@ -70,22 +70,56 @@ def times(cube: xr.DataTree, group: str) -> npt.NDArray[np.datetime64]:
     return dates
 
 
-def clearest(cube: xr.DataTree) -> int:
-    """Return the index of the Sentinel-2 date with the largest clear and valid share.
+def clear_share(cube: xr.DataTree) -> Floats:
+    """Return the clear share of each Sentinel-2 date, float32.
 
-    Counted on every eighth pixel of a cube larger than 512 pixels.
+    Of a cube without ``s2/clear`` the share that has data. Counted on every eighth pixel of a cube
+    larger than 512 pixels.
     """
-    clear = layer(cube, "s2", "clear")
-    every = 8 if max(clear.sizes["y"], clear.sizes["x"]) > 512 else 1
-    thin = clear.isel(y=slice(None, None, every), x=slice(None, None, every))
-    return int(np.argmax(thin.mean(("y", "x")).to_numpy()))
+    if "clear" in cube["s2"].data_vars:
+        good = layer(cube, "s2", "clear")
+    else:
+        good = layer(cube, "s2", "reflectance").isel(band=0).notnull()
+    every = 8 if max(good.sizes["y"], good.sizes["x"]) > 512 else 1
+    thin = good.isel(y=slice(None, None, every), x=slice(None, None, every))
+    return np.asarray(thin.mean(("y", "x")).to_numpy(), np.float32)
+
+
+def clearest(cube: xr.DataTree) -> int:
+    """Return the index of the Sentinel-2 date with the largest clear share."""
+    return int(np.argmax(clear_share(cube)))
+
+
+def has(cube: xr.DataTree, group: str, variable: str, channels: Sequence[str] = ()) -> bool:
+    """Return whether a cube has a layer, and these channels of it."""
+    if group not in cube.children or variable not in cube[group].data_vars:
+        return False
+    data = layer(cube, group, variable)
+    dim = next((d for d in ("band", "pol") if d in data.dims), None)
+    return not channels or (dim is not None and set(channels) <= set(data[dim].to_numpy()))
+
+
+def channels(data: xr.DataArray, names: Sequence[str]) -> list[npt.NDArray[Any]]:
+    """Return channels of a layer of one date, each (y, x).
+
+    Raises
+    ------
+    CubeError
+        The layer lacks one.
+    """
+    dim = "band" if "band" in data.dims else "pol"
+    there = [str(v) for v in data[dim].to_numpy()]
+    for name in names:
+        if name not in there:
+            raise CubeError(f"this picture needs {dim} {name!r}; the cube has {', '.join(there)}")
+    return [data.sel({dim: name}).to_numpy() for name in names]
 
 
 def true_colour(cube: xr.DataTree, time: int | None = None) -> Pixels:
     """Return Sentinel-2 red, green, blue of a date (the clearest by default), (y, x, 3) uint8."""
     time = clearest(cube) if time is None else time
     data = layer(cube, "s2", "reflectance").isel(time=time)
-    bands = [data.sel(band=b).to_numpy() for b in ("B04", "B03", "B02")]
+    bands = channels(data, ("B04", "B03", "B02"))
     good = np.all(np.isfinite(bands), axis=0, keepdims=True)[0]
     return _shown([stretch(b, 0.0, 0.22, 1.4) for b in bands], good)
 
@@ -93,7 +127,7 @@ def true_colour(cube: xr.DataTree, time: int | None = None) -> Pixels:
 def radar_colour(cube: xr.DataTree, time: int = 0) -> Pixels:
     """Return Sentinel-1 VV, VH, VV - VH (dB) of a date as red, green, blue, (y, x, 3) uint8."""
     data = layer(cube, "s1", "backscatter").isel(time=time)
-    vv, vh = (data.sel(pol=p).to_numpy() for p in ("vv", "vh"))
+    vv, vh = channels(data, ("vv", "vh"))
     good = np.isfinite(vv) & np.isfinite(vh)
     parts = zip((vv, vh, vv - vh), STRETCH.values(), strict=True)
     return _shown([stretch(v, *limits) for v, limits in parts], good)
@@ -103,9 +137,10 @@ def ndvi(cube: xr.DataTree, time: int | None = None) -> Floats:
     """Return NDVI of a Sentinel-2 date (the clearest by default), (y, x); NaN where not clear."""
     time = clearest(cube) if time is None else time
     data = layer(cube, "s2", "reflectance").isel(time=time)
-    value = physics.ndvi(data.sel(band="B04").to_numpy(), data.sel(band="B08").to_numpy())
-    clear = layer(cube, "s2", "clear").isel(time=time).to_numpy().astype(bool)
-    return np.where(clear, value, np.nan).astype(np.float32)
+    value = physics.ndvi(*channels(data, ("B04", "B08")))
+    if "clear" in cube["s2"].data_vars:
+        value[~layer(cube, "s2", "clear").isel(time=time).to_numpy().astype(bool)] = np.nan
+    return value
 
 
 def class_colours(codes: npt.ArrayLike, legend: Legend | str) -> Pixels:
@@ -266,34 +301,14 @@ def overview(cube: xr.DataTree) -> list[Panel]:
     """
     panels: list[Panel] = []
     day: np.datetime64 | None = None
-    if "s2" in cube.children:
-        t = clearest(cube)
-        day = times(cube, "s2")[t]
-        on = str(day)[:10]
-        panels.append(Panel(title=f"Sentinel-2 true colour, {on}", image=true_colour(cube, t)))
-        panels.append(
-            Panel(title=f"NDVI, {on}", image=ndvi(cube, t), scale=("YlGn", 0, 0.9), unit="NDVI")
-        )
-        scl = cube["s2"].to_dataset().get("scl")
-        if scl is not None:
-            cloudy = _half_cloudy(cube)
-            codes = scl.isel(time=cloudy).to_numpy()
-            when = str(times(cube, "s2")[cloudy])[:10]
-            panels.append(
-                Panel(
-                    title=f"Scene classification, {when}",
-                    image=class_colours(codes, "scl"),
-                    legend=legend_of(codes, "scl"),
-                )
-            )
+    if has(cube, "s2", "reflectance"):
+        day = times(cube, "s2")[clearest(cube)]
+        panels += _optical_panels(cube)
     if "s1" in cube.children:
         panels += _radar_panels(cube, day)
-    if "terrain" in cube.children and "elevation" in cube["terrain"].data_vars:
-        z = cube["terrain"].to_dataset()["elevation"].to_numpy()
-        low, high = np.nanpercentile(z, [1, 99])
-        panels.append(
-            Panel(title="Elevation", image=z, scale=("YlOrBr", float(low), float(high)), unit="m")
-        )
+    if has(cube, "terrain", "elevation"):
+        z = layer(cube, "terrain", "elevation").to_numpy()
+        panels.append(Panel(title="Elevation", image=z, scale=("YlOrBr", *_limits(z)), unit="m"))
     if "labels" in cube.children:
         codes, legend = labels(cube)
         panels.append(
@@ -306,19 +321,39 @@ def overview(cube: xr.DataTree) -> list[Panel]:
     return panels
 
 
-def _half_cloudy(cube: xr.DataTree) -> int:
-    """Return the date whose clear share is nearest to one half: it shows what a mask does."""
-    clear = layer(cube, "s2", "clear").isel(y=slice(None, None, 8), x=slice(None, None, 8))
-    return int(np.argmin(np.abs(clear.mean(("y", "x")).to_numpy() - 0.5)))
+def _optical_panels(cube: xr.DataTree) -> list[Panel]:
+    panels = []
+    share = clear_share(cube)
+    t = int(np.argmax(share))
+    on = str(times(cube, "s2")[t])[:10]
+    if has(cube, "s2", "reflectance", ("B04", "B03", "B02")):
+        panels.append(Panel(title=f"Sentinel-2 true colour, {on}", image=true_colour(cube, t)))
+    if has(cube, "s2", "reflectance", ("B04", "B08")):
+        panels.append(
+            Panel(title=f"NDVI, {on}", image=ndvi(cube, t), scale=("YlGn", 0, 0.9), unit="NDVI")
+        )
+    if has(cube, "s2", "scl"):
+        # the date whose clear share is nearest to one half shows best what a mask does
+        cloudy = int(np.argmin(np.abs(share - 0.5)))
+        codes = layer(cube, "s2", "scl").isel(time=cloudy).to_numpy()
+        panels.append(
+            Panel(
+                title=f"Scene classification, {str(times(cube, 's2')[cloudy])[:10]}",
+                image=class_colours(codes, "scl"),
+                legend=legend_of(codes, "scl"),
+            )
+        )
+    return panels
 
 
 def _radar_panels(cube: xr.DataTree, day: np.datetime64 | None) -> list[Panel]:
     dates = times(cube, "s1")
     t = 0 if day is None else int(np.argmin(np.abs(dates - day)))
     on = str(dates[t])[:10]
-    panels = [
-        Panel(title=f"Sentinel-1 VV, VH, VV / VH, {on}", image=radar_colour(cube, t)),
-    ]
+    panels = []
+    if has(cube, "s1", "backscatter", ("vv", "vh")):
+        image = radar_colour(cube, t)
+        panels.append(Panel(title=f"Sentinel-1 VV, VH, VV / VH, {on}", image=image))
     s1 = cube["s1"].to_dataset()
     if "incidence" in s1:
         angle = s1["incidence"].isel(track=0)
@@ -330,7 +365,7 @@ def _radar_panels(cube: xr.DataTree, day: np.datetime64 | None) -> list[Panel]:
                 unit="degrees",
             )
         )
-    if "insar" in cube.children and "coherence" in cube["insar"].data_vars:
+    if has(cube, "insar", "coherence", ("vv",)):
         pairs = cube["insar"].to_dataset()
         k = int(np.argmin(np.abs(pairs["secondary_time"].to_numpy() - dates[t])))
         pair = pairs["coherence"].isel(pair=k).sel(pol="vv")

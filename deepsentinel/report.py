@@ -234,7 +234,7 @@ def _cube_section(page: Page, name: str, cube: xr.DataTree) -> None:
             "cloud as well.",
         )
     )
-    if "labels" in cube.children and "s2" in cube.children:
+    if "labels" in cube.children and pictures.has(cube, "s2", "reflectance", ("B04", "B08")):
         parts.append(
             picture(charts.ndvi_series(cube), "The season of each class, clear pixels only.")
         )
@@ -377,18 +377,8 @@ def _embedding_section(page: Page, found: _Found) -> None:
     panels = [pictures.Panel(title="embedding", image=pictures.component_colour(values))]
     cube = found.cubes.get("test") or next(iter(found.cubes.values()), None)
     if cube is not None and cube.sizes["y"] == data.sizes["y"]:
-        panels.append(
-            pictures.Panel(title="Sentinel-2 true colour", image=pictures.true_colour(cube))
-        )
-        if "labels" in cube.children:
-            codes, legend = pictures.labels(cube)
-            panels.append(
-                pictures.Panel(
-                    title="labels",
-                    image=pictures.class_colours(codes, legend),
-                    legend=pictures.legend_of(codes, legend),
-                )
-            )
+        kinds = ("Sentinel-2 true colour", "Labels")
+        panels += [p for p in pictures.overview(cube) if p.title.startswith(kinds)]
     parts.append(picture(pictures.maps(panels), "The embedding beside what it was made of."))
 
 
