@@ -110,7 +110,6 @@ def _progress(stage: str) -> Any:
 
 def _info(options: argparse.Namespace) -> int:
     import cubes
-
     from deepsentinel import embedstore
 
     code = 0
