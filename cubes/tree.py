@@ -198,8 +198,6 @@ def _stored(values: Array, array: ArrayLayout) -> Array:
     layer = array.layer
     if not array.lossless:
         return physics.encode(values, layer)
-    if layer.convert == "power_to_db":
-        return physics.power(values)  # exact to the rounding of float32, not to the last bit
     if layer.convert == "identity":
         return values.astype(layer.dtype, copy=False)
     return physics.encode(values, layer)
@@ -263,6 +261,9 @@ def _array_plan(name: str, array: xr.DataArray) -> ArrayPlan:
             raise CubeError(f"layer {name!r} lacks the coordinate {dim!r}: label its channels")
         every = replace(row, channels=registry.all_channels(name))
         row = every.pick(tuple(str(c) for c in array[dim].to_numpy()))
+    if row.convert == "power_to_db":
+        # a person's own cube is in dB: linear power would not come back to the last bit
+        row = replace(row, convert="identity")
     attrs = {str(k): v for k, v in array.attrs.items() if k != "grid_mapping" and _is_json(v)}
     # given, not derived: it is what the person says it is
     return ArrayPlan(layer=replace(row, derived_from=None), steps=(), attrs=attrs)

@@ -18,7 +18,9 @@ def test_every_layer_row_is_consistent(name: str) -> None:
     assert set(layer.channels) <= set(registry.all_channels(name))
     assert layer.valid_range[0] < layer.valid_range[1]
     if layer.legend:
-        assert registry.legend(layer.legend).nodata == layer.nodata
+        legend = registry.legend(layer.legend)
+        assert layer.nodata not in legend.classes
+        assert legend.nodata in (layer.nodata, None)  # None: every code of the legend is real
     if layer.derived_from:
         assert registry.layer(layer.derived_from).group == layer.group
 
