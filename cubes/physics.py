@@ -15,6 +15,9 @@ from cubes.types import ClearPolicy, CubeError, Layer
 
 Array = npt.NDArray[np.generic]
 
+SLAB = 1 << 15
+"""Numbers converted at a time by `to_stored`."""
+
 
 def db(power: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Return linear power as decibels, float32; NaN where power is NaN, zero or negative."""
@@ -143,7 +146,14 @@ def to_stored(work: Array, layer: Layer) -> Array:
         if layer.kind == "continuous" and layer.work_dtype == layer.dtype:
             return work  # the integers are already what encode(decode()) gives back
         return work.astype(layer.dtype, copy=False)
-    return encode(to_physical(work, layer), layer)
+    # by slabs that stay in the cache: a step's temporaries would be fresh pages each time, and
+    # touching those took longer than the arithmetic (28 ms for 8 on 2 x 1,024 x 1,024 px)
+    flat = np.ascontiguousarray(work).reshape(-1)
+    out = np.empty(flat.shape, layer.dtype)
+    for start in range(0, flat.size, SLAB):
+        part = slice(start, start + SLAB)
+        out[part] = encode(to_physical(flat[part], layer), layer)
+    return out.reshape(work.shape)
 
 
 def clear(scl: Array, policy: ClearPolicy) -> npt.NDArray[np.bool_]:
