@@ -334,7 +334,9 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
                 "0 is the month's mean. The interval is drawn by tile of ground.",
             ),
             picture(
-                charts.monthly(scored.meta["by_month"], "skill"),
+                charts.monthly(
+                    {str(n): scored.meta["by_month"][str(n)] for n in table.index}, "skill"
+                ),
                 "Skill by calendar month; the bars behind are the share of the pixels.",
             ),
         )
@@ -410,7 +412,8 @@ def _making_section(page: Page, found: _Found) -> None:
         if key in config:
             rows[f"model {key}"] = config[key]
     for key, value in dict(config.get("card", {})).items():
-        rows[f"model {key}"] = value
+        name = value.get("name", "") if isinstance(value, Mapping) else value
+        rows[f"model {key}"] = name
     for name, cube in found.cubes.items():
         if "plan_sha256" in cube.attrs:
             rows[f"plan of {name}"] = cube.attrs["plan_sha256"]
