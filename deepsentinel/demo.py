@@ -339,7 +339,7 @@ _LEARNING = tuple(
         "train",
     )
 )
-_PAGE = ("deepsentinel.pictures", "deepsentinel.charts", "deepsentinel.report")
+_PAGE = tuple(f"deepsentinel.{name}" for name in ("pictures", "charts", "page", "report"))
 _SCORING = tuple(
     f"deepsentinel.{name}"
     for name in ("evaluate", "landcover", "vegetation", "tasks", "metrics", "baselines")
