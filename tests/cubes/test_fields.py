@@ -1,0 +1,246 @@
+"""Field series against brute force, from stores and lazy cubes, streamed and whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+import xarray as xr
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+
+import cubes
+from cubes import cube as lazy_cubes
+from cubes import fields, opened, store
+
+gpd = pytest.importorskip("geopandas")
+
+ORIGIN = (600000, 5000000)
+DISC = shapely.Point(600800, 4999200).buffer(555)
+SQUARE = shapely.box(600100, 4999000, 600400, 4999300)
+EDGE = shapely.Point(601590, 4998410).buffer(100)
+SPECK = shapely.box(600001, 4999998, 600003, 4999999)
+
+
+def _polygons(shapes: dict[str, object]):
+    table = gpd.GeoDataFrame({"id": list(shapes)}, geometry=list(shapes.values()), crs=32631)
+    return table.to_crs(4326)
+
+
+FIELDS = {"disc": DISC, "square": SQUARE, "edge": EDGE}
+
+
+def _mask(shape, size: int = 160) -> np.ndarray:
+    centres = np.arange(size) * 10 + 5
+    x, y = np.meshgrid(ORIGIN[0] + centres, ORIGIN[1] - centres)
+    return shapely.contains_xy(shape, x, y)
+
+
+@pytest.fixture(scope="module")
+def table(whole) -> pd.DataFrame:
+    path, _ = whole
+    return fields.extract(path, _polygons(FIELDS), field="id")
+
+
+def _expected(tree: xr.DataTree, layer: str, channel: str | None, step: int, mask: np.ndarray):
+    data = tree[layer]
+    data = data.sel({("pol" if "pol" in data.dims else "band"): channel}) if channel else data
+    values = (data.isel(time=step) if "time" in data.dims else data).to_numpy()[mask]
+    if layer == "s2/reflectance":
+        values = values[tree["s2/clear"].to_numpy()[step][mask]]
+    return values[~np.isnan(values)].astype(float)
+
+
+def _row(table: pd.DataFrame, **where) -> pd.Series:
+    for column, value in where.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_means_and_spreads_equal_brute_force(whole, table: pd.DataFrame, name: str) -> None:
+    tree = store.open(whole[0], chunks=None)
+    mask = _mask(FIELDS[name])
+    for step in (0, 4):
+        time = tree["s2"]["time"].to_numpy()[step]
+        values = _expected(tree, "s2/reflectance", "B04", step, mask)
+        row = _row(table, field=name, layer="s2/reflectance", channel="B04", time=time)
+        assert row["count"] == len(values)
+        assert row["pixels"] == mask.sum()
+        assert row["mean"] == pytest.approx(values.mean(), abs=1e-9)
+        assert row["spread"] == pytest.approx(values.std(), abs=1e-9)
+        assert row["clear"] == pytest.approx(
+            tree["s2/clear"].to_numpy()[step][mask].mean(), abs=1e-6
+        )
+        values = _expected(tree, "s1/backscatter", "vh", step, mask)
+        row = _row(table, field=name, layer="s1/backscatter", channel="vh", time=time)
+        # in linear power; the mean of dB would be lower by 0.5 dB on four looks
+        assert row["mean"] == pytest.approx(10 * np.log10((10 ** (values / 10)).mean()), abs=1e-9)
+        assert row["mean"] - values.mean() > 0.3
+        assert row["spread"] == pytest.approx(values.std(), abs=1e-6)
+        assert np.isnan(row["clear"])
+        assert row["track"] == f"{10 + step}A"
+    values = _expected(tree, "terrain/elevation", None, 0, mask)
+    row = _row(table, field=name, layer="terrain/elevation")
+    assert row["mean"] == pytest.approx(values.mean(), abs=1e-6)
+    assert pd.isna(row["time"])
+
+
+def test_classes_are_shares(whole, table: pd.DataFrame) -> None:
+    scl = store.open(whole[0], chunks=None)["s2/scl"]
+    values = scl.to_numpy()[1][_mask(DISC)]
+    values = values[values != 0]
+    of = table[(table["field"] == "disc") & (table["layer"] == "s2/scl")]
+    of = of[of["time"] == scl["time"].to_numpy()[1]]
+    assert of["channel"].tolist() == [str(c) for c in np.unique(values)]
+    for row in of.itertuples():
+        assert row.mean == pytest.approx((values == int(row.channel)).mean())
+        assert row.count == len(values)
+    assert of["mean"].sum() == pytest.approx(1)
+
+
+def test_order_columns_and_reports(table: pd.DataFrame) -> None:
+    assert tuple(table.columns) == fields.COLUMNS
+    assert table["field"].drop_duplicates().tolist() == list(FIELDS)
+    assert table.attrs["clipped"] == ["edge"]
+    assert table.attrs["unmatched"] == []
+    assert "s2/clear" not in set(table["layer"])
+    assert len(table[table["layer"] == "s2/reflectance"]) == 3 * 5 * 3
+
+
+def test_store_dask_and_lazy_cubes_agree(whole, plan, table: pd.DataFrame, monkeypatch) -> None:
+    polygons = _polygons(FIELDS)
+    monkeypatch.setattr(fields, "BLOCK_BYTES", 64 * 64 * 4)
+    on_dask = fields.extract(store.open(whole[0]), polygons, field="id")
+    pd.testing.assert_frame_equal(on_dask, table, check_exact=False, rtol=1e-12)
+    lazy = fields.extract(lazy_cubes.open_plan(plan), polygons, field="id")
+    # a lazy cube's dB are not rounded to the 0.01 dB of the store
+    pd.testing.assert_frame_equal(lazy, table, check_exact=False, atol=0.006)
+
+
+def test_each_pixel_is_read_at_most_once(whole, monkeypatch) -> None:
+    read: dict[str, int] = {}
+    plain = opened._Physical._read
+
+    def counted(self, key):
+        out = plain(self, key)
+        read[self.array.name] = read.get(self.array.name, 0) + out.size
+        return out
+
+    monkeypatch.setattr(opened._Physical, "_read", counted)
+    everywhere = _polygons({"all": shapely.box(*(600000, 4998400), *(601600, 5000000))})
+    for chunks in (None, "stored"):
+        read.clear()
+        fields.extract(store.open(whole[0], chunks=chunks), everywhere, layers=["s2/reflectance"])
+        assert read["s2/reflectance"] == 5 * 3 * 160 * 160
+    read.clear()
+    fields.extract(whole[0], _polygons({"square": SQUARE}), layers=["s2/reflectance"])
+    assert read["s2/reflectance"] == 5 * 3 * 30 * 30
+
+
+def test_streamed_parquet_equals_the_table(whole, table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "series.parquet"
+    summary = fields.extract(whole[0], _polygons(FIELDS), field="id", path=path)
+    assert summary["field"].tolist() == list(FIELDS)
+    assert summary["pixels"].tolist() == [int(_mask(s).sum()) for s in FIELDS.values()]
+    keys = ["field", "layer", "channel", "time", "step"]
+    written = pd.read_parquet(path).sort_values(keys, ignore_index=True)
+    pd.testing.assert_frame_equal(
+        written, table.sort_values(keys, ignore_index=True), check_dtype=False
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["series.parquet"]
+
+
+def test_a_failed_stream_leaves_no_file(whole, tmp_path: Path, monkeypatch) -> None:
+    def fail(*args):
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr(opened._Physical, "_read", fail)
+    with pytest.raises(OSError, match="on fire"):
+        fields.extract(whole[0], _polygons(FIELDS), path=tmp_path / "series.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_buffers_and_unmatched(whole) -> None:
+    polygons = _polygons({**FIELDS, "speck": SPECK})
+    layers = ["terrain/elevation"]
+    plain = fields.extract(whole[0], polygons, field="id", layers=layers)
+    assert plain.attrs["unmatched"] == ["speck"]
+    inner = fields.extract(whole[0], polygons, field="id", layers=layers, buffer=-10)
+    assert _row(inner, field="square")["pixels"] == 28 * 28
+    with pytest.raises(cubes.CubeError, match="none of 1 fields contains a pixel centre"):
+        fields.extract(whole[0], _polygons({"speck": SPECK}))
+    point = _polygons({"point": shapely.Point(600800, 4999200)})
+    out = fields.extract(whole[0], point, field="id", layers=layers, buffer=25)
+    assert _row(out, field="point")["pixels"] == 16  # the corners of a 4 x 4 square lie at 21 m
+
+
+def test_overlapping_fields_are_each_their_own(whole) -> None:
+    twice = _polygons({"a": SQUARE, "b": SQUARE})
+    out = fields.extract(whole[0], twice, field="id", layers=["terrain/elevation"])
+    a, b = out.iloc[0], out.iloc[1]
+    assert a["pixels"] == b["pixels"] == 900
+    assert a["mean"] == b["mean"]
+
+
+def test_what_is_refused(whole) -> None:
+    polygons = _polygons(FIELDS)
+    with pytest.raises(cubes.CubeError, match="did you mean 's2/reflectance'"):
+        fields.extract(whole[0], polygons, layers=["s2/reflectanc"])
+    with pytest.raises(cubes.CubeError, match="no column 'ids'; did you mean 'id'"):
+        fields.extract(whole[0], polygons, field="ids")
+    with pytest.raises(cubes.CubeError, match="more than once, first 'x'"):
+        fields.extract(whole[0], polygons.assign(id="x"), field="id")
+    with pytest.raises(cubes.CubeError, match="no polygon touches the cube"):
+        fields.extract(whole[0], _polygons({"far": shapely.box(7e5, 49e5, 7.01e5, 49.01e5)}))
+
+
+def _phase_cube() -> xr.DataTree:
+    box = GeoBox((20, 20), Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32631")
+    rng = np.random.default_rng(4)
+    # around +pi: the mean of the angles themselves would be near 0
+    phase = np.angle(np.exp(1j * (np.pi + rng.normal(0, 0.3, (2, 1, 20, 20))))).astype("float32")
+    phase[1, 0, :, :10] = np.nan
+    pairs = {
+        "pair": ["a_b_10A", "a_c_10A"],
+        "reference_time": ("pair", np.array(["2021-01-01", "2021-01-01"], "datetime64[ns]")),
+        "secondary_time": ("pair", np.array(["2021-01-13", "2021-01-07"], "datetime64[ns]")),
+        "temporal_baseline": ("pair", [12, 6]),
+        "relative_orbit": ("pair", [10, 10]),
+        "orbit_state": ("pair", ["ascending", "ascending"]),
+    }
+    data = xr.Dataset(
+        {"phase": (("pair", "pol", "y", "x"), phase)},
+        coords={**xr_coords(box), "pol": ["vv"], **pairs},
+    )
+    return xr.DataTree.from_dict({"insar": data})
+
+
+def test_phase_is_a_circular_mean() -> None:
+    tree = _phase_cube()
+    square = _polygons({"f": shapely.box(600000, 4999800, 600200, 5000000)})
+    out = fields.extract(tree, square, field="id")
+    phase = tree["insar/phase"].to_numpy().astype(float)
+    for step, time, count in ((0, "2021-01-13", 400), (1, "2021-01-07", 200)):
+        row = _row(out, time=pd.Timestamp(time))
+        values = phase[step, 0][~np.isnan(phase[step, 0])]
+        mean = np.exp(1j * values).mean()
+        assert row["count"] == count
+        assert row["mean"] == pytest.approx(np.angle(mean), abs=1e-9)
+        assert abs(row["mean"]) > 3  # the mean of the angles is within 0.5 of zero
+        assert abs(values.mean()) < 0.5
+        assert row["spread"] == pytest.approx(np.sqrt(-2 * np.log(abs(mean))), abs=1e-9)
+        assert row["spread"] == pytest.approx(0.3, abs=0.05)
+        assert row["track"] == "10A"
+        assert row["step"] == tree["insar"]["pair"].to_numpy()[step]
+
+
+def test_no_geopandas_is_explained(monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "geopandas", None)
+    with pytest.raises(cubes.CubeError, match=r"deepsentinel\[vectors\]"):
+        fields.extract(_phase_cube(), "fields.gpkg")
