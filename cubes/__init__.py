@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cubes.grid import as_aoi as aoi
     from cubes.grid import like
     from cubes.ledger import load_plan
+    from cubes.places import patches, points
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
     from cubes.request import Request, open_aoi
     from cubes.samples import Samples, plan, split
@@ -74,7 +75,9 @@ _HOMES = {
     "load_plan": "ledger",
     "open": "store",
     "open_aoi": "request",
+    "patches": "places",
     "plan": "samples",
+    "points": "places",
     "repair": "store",
     "split": "samples",
     "stats": "stats",
@@ -111,7 +114,9 @@ __all__ = [
     "load_plan",
     "open",
     "open_aoi",
+    "patches",
     "plan",
+    "points",
     "repair",
     "split",
     "stats",
