@@ -47,10 +47,42 @@ YEAR = 365.2425
 DIMS = (16, 32, 64, 128)
 """Sizes at which an embedding may be cut."""
 SIZES: dict[str, dict[str, int]] = {
-    "nano": {"width": 64, "depth_t": 1, "depth_f": 2, "heads": 4, "stem": 16, "detail": 32},
-    "tiny": {"width": 192, "depth_t": 2, "depth_f": 6, "heads": 6, "stem": 48, "detail": 48},
-    "small": {"width": 384, "depth_t": 2, "depth_f": 8, "heads": 6, "stem": 64, "detail": 64},
-    "base": {"width": 768, "depth_t": 3, "depth_f": 9, "heads": 12, "stem": 64, "detail": 96},
+    "nano": {
+        "width": 64,
+        "depth_t": 1,
+        "depth_f": 2,
+        "heads": 4,
+        "stem": 16,
+        "detail": 96,
+        "neck": 32,
+    },
+    "tiny": {
+        "width": 192,
+        "depth_t": 2,
+        "depth_f": 6,
+        "heads": 6,
+        "stem": 48,
+        "detail": 96,
+        "neck": 48,
+    },
+    "small": {
+        "width": 384,
+        "depth_t": 2,
+        "depth_f": 8,
+        "heads": 6,
+        "stem": 64,
+        "detail": 128,
+        "neck": 64,
+    },
+    "base": {
+        "width": 768,
+        "depth_t": 3,
+        "depth_f": 9,
+        "heads": 12,
+        "stem": 64,
+        "detail": 128,
+        "neck": 96,
+    },
 }
 
 
@@ -80,7 +112,9 @@ class FusionConfig:
     """S, numbers per pixel and date."""
     pools: int = 4
     """K, temporal poolings per group."""
-    detail: int = 32
+    detail: int = 96
+    """Channels at pixel size, before the embedding."""
+    neck: int = 32
     """Channels of the convolutions at pixel size and of the decoder."""
     dims: int = 128
     """E, of the embedding."""
@@ -229,6 +263,7 @@ class GroupEncoder(nn.Module):
         self.score = nn.Linear(c.width, self.pools)
         self.merge = nn.Linear(self.pools * c.width, c.width)
         self.detail = nn.Linear(self.pools * (c.stem + 1), c.detail, bias=False)
+        self.statistics = nn.Linear(5 * self.n_channels + self.n_layers, c.detail, bias=False)
         # From below one S1 repeat cycle to a decade.
         periods = _periods(c.width // c.heads // 2, 8.0, 4000.0)
         self.register_buffer("periods", periods, persistent=False)
@@ -241,6 +276,9 @@ class GroupEncoder(nn.Module):
         layer_of, makes_date = self.get_buffer("layer_of"), self.get_buffer("makes_date")
         # where(), not a product: a NaN or garbage under the mask must not survive.
         x = torch.where(usable_BTLHW[:, :, layer_of], x_BTCHW, 0.0)
+        ever = usable_BTLHW.any(1).to(x.dtype)
+        known = torch.cat([order_statistics(x, usable_BTLHW[:, :, layer_of]), ever], 1)
+        known_BNPF = patchify(known[:, None], self.patch)[:, :, 0]
         observed = usable_BTLHW[:, :, makes_date].any(2, keepdim=True)
         time = season(days_BT) * float(self.timed)
         time_BTCHW = time[..., None, None].expand(-1, -1, -1, *x.shape[-2:])
@@ -272,7 +310,7 @@ class GroupEncoder(nn.Module):
         detail = torch.cat([mean, mass[..., None]], -1).transpose(2, 3).flatten(3)
         return Series(
             pixels_BNTPS, observed_BNTP, tokens_BNTD, seen_BNT, days_BT, pooled_BND,
-            self.detail(detail),
+            self.detail(detail) + self.statistics(known_BNPF),
         )  # fmt: skip
 
 
@@ -292,6 +330,45 @@ def _days(data: Mapping[str, Tensor], x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[:2])
     days = data["days"].float()
     return torch.where(data["present"], days, 0.0) if "present" in data else days
+
+
+def order_statistics(x_BTCHW: Tensor, usable_BTCHW: Tensor) -> Tensor:
+    """Return mean, deviation and 10, 50 and 90 % quantiles over usable dates, (B,5C,H,W).
+
+    Zero where a pixel was never seen. A median passes over the clouds that a mask has missed, and
+    no average of learned features does that at once: without these, a linear probe on the
+    embedding of the simulated demo had 0.63 mIoU where the same statistics alone had 0.84.
+    """
+    n = usable_BTCHW.sum(1)
+    safe = n.clamp(min=1)
+    mean = torch.where(usable_BTCHW, x_BTCHW, 0.0).sum(1) / safe
+    off = torch.where(usable_BTCHW, x_BTCHW - mean[:, None], 0.0)
+    parts = [mean, (off.square().sum(1) / safe + 1e-12).sqrt()]
+    dates = torch.where(usable_BTCHW, x_BTCHW, 1e9).unbind(1)
+    ordered = torch.stack(_sorted(dates), 1)
+    for q in (0.1, 0.5, 0.9):
+        place = (q * (safe - 1)).round().long()
+        parts.append(ordered.gather(1, place[:, None])[:, 0])
+    return torch.cat([torch.where(n > 0, v, 0.0) for v in parts], 1).clamp(-8, 8)
+
+
+def _sorted(values: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors sorted elementwise: Batcher's network (Knuth 3, 5.2.2 M), any number.
+
+    Over 12 dates on a CPU this took 10 ms where torch.sort took 40-56.
+    """
+    x, n, p = list(values), len(values), 1
+    while p < n:
+        k = p
+        while k >= 1:
+            for j in range(k % p, n - k, 2 * k):
+                for i in range(j, min(j + k, n - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        a, b = x[i], x[i + k]
+                        x[i], x[i + k] = torch.minimum(a, b), torch.maximum(a, b)
+            k //= 2
+        p *= 2
+    return x
 
 
 def patchify(x: Tensor, p: int) -> Tensor:
@@ -324,16 +401,17 @@ class Encoded(NamedTuple):
 class Detail(nn.Module):
     """Residual 3 x 3 convolution at pixel size: neighbours average out speckle."""
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, neck: int, dilation: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.down = nn.Linear(channels, neck)
+        self.conv = nn.Conv2d(neck, neck, 3, padding=dilation, dilation=dilation)
+        self.out = nn.Linear(neck, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x (B,C,H,W) plus what its neighbourhood says."""
-        y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        out: Tensor = x + self.out(F.gelu(self.conv(y)))
+    def forward(self, x_BHWX: Tensor) -> Tensor:
+        """Return pixels (B,H,W,X) with what their neighbourhood says added."""
+        y = self.conv(self.down(self.norm(x_BHWX)).permute(0, 3, 1, 2))
+        out: Tensor = x_BHWX + self.out(F.gelu(y.permute(0, 2, 3, 1)))
         return out
 
 
@@ -343,7 +421,7 @@ class Decoder(nn.Module):
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         c, timed = config, [g for g in config.groups if g != STATIC]
-        self.patch, self.heads, self.detail = c.patch, c.heads, c.detail
+        self.patch, self.heads = c.patch, c.heads
         head = c.width // c.heads
         self.ask = nn.ParameterDict({g: nn.Parameter(torch.randn(c.width) * 0.02) for g in timed})
         self.tell = nn.ParameterDict({g: nn.Parameter(torch.randn(c.width) * 0.02) for g in timed})
@@ -359,11 +437,11 @@ class Decoder(nn.Module):
         )
         # Which heads' dates the pixels of each group are averaged by.
         self.mix = nn.ParameterDict({g: nn.Parameter(torch.zeros(c.heads)) for g in timed})
-        self.pixel = nn.ModuleDict({g: nn.Linear(c.stem, c.detail, bias=False) for g in timed})
-        self.embedding = nn.Linear(c.dims, c.detail)
-        self.film = nn.Linear(c.width, 2 * c.detail)
-        self.context = nn.Linear(c.width, c.detail)
-        self.head = nn.ModuleDict({g: nn.Linear(c.detail, len(c.channels(g))) for g in timed})
+        self.pixel = nn.ModuleDict({g: nn.Linear(c.stem, c.neck, bias=False) for g in timed})
+        self.embedding = nn.Linear(c.dims, c.neck)
+        self.film = nn.Linear(c.width, 2 * c.neck)
+        self.context = nn.Linear(c.width, c.neck)
+        self.head = nn.ModuleDict({g: nn.Linear(c.neck, len(c.channels(g))) for g in timed})
         self.register_buffer("periods", _periods(head // 2, 8.0, 4000.0), persistent=False)
 
     def forward(
@@ -440,13 +518,15 @@ class Fusion(nn.Module):
         self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.depth_f))
         self.norm = nn.LayerNorm(c.width)
         self.unfold = nn.Linear(c.width, c.detail * c.patch**2)
-        self.smooth = nn.ModuleList(Detail(c.detail, d) for d in (1, 2))
+        self.smooth = nn.ModuleList(Detail(c.detail, c.neck, d) for d in (1, 2))
         self.to_patch = nn.Linear(c.width, c.dims)
         self.to_dense = nn.Linear(c.detail, c.dims)
         self.decoder = Decoder(c)
         periods = _periods(c.width // c.heads // 4, 4.0, 512.0)
         self.register_buffer("periods", periods, persistent=False)
         self.apply(_init)
+        # What a patch says of its pixels begins as a whisper: at first it is noise on them.
+        nn.init.trunc_normal_(self.unfold.weight, std=0.1 * c.width**-0.5)
 
     @property
     def normaliser(self) -> Any:
@@ -529,10 +609,10 @@ class Fusion(nn.Module):
         detail = self.unfold(place_BND).reshape(*place_BND.shape[:2], p * p, -1)
         for g in names:
             detail = detail + series[g].detail_BNPX
-        image = unpatchify(detail[:, :, None], p, padded[1])[:, 0]
+        image = unpatchify(detail[:, :, None], p, padded[1])[:, 0].permute(0, 2, 3, 1)
         for layer in self.smooth:
             image = layer(image)
-        fine = patchify(image[:, None], p)[:, :, 0]
+        fine = patchify(image.permute(0, 3, 1, 2)[:, None], p)[:, :, 0]
         dense_BNPE = _unit(self.to_dense(fine) + self.to_patch(place_BND)[:, :, None])
         timed = [series[g].seen_BNT.any(-1) for g in names if g != STATIC]
         known = torch.stack(timed).any(0) if timed else here.any(1)
@@ -669,7 +749,8 @@ def flops(
     `queries` (of the decoder; None: embeddings only) are per group; ``static`` counts 1.
     """
     c, side = config, -(-size // config.patch)
-    n, p, d, x = side**2, config.patch**2, config.width, config.detail
+    n, p, d = side**2, config.patch**2, config.width
+    x, y = config.detail, config.neck
 
     def blocks(tokens: int, keys: int, depth: int) -> int:
         return depth * tokens * (12 * d * d + 2 * keys * d)
@@ -681,17 +762,20 @@ def flops(
         stem = len(c.channels(group)) + len(c.layers(group)) + 7
         total += n * t * p * c.stem * (stem + d) + 6 * t * d
         total += n * blocks(t, t, c.depth_t if timed else 0)
+        total += n * p * (5 * len(c.channels(group)) + len(c.layers(group))) * x
         total += n * k * (t * d + t * d + d * d + t * p * (c.stem + 1) + p * (c.stem + 1) * x)
     joint = (1 + len(dates)) * n
     total += blocks(joint, joint, c.depth_f)
-    total += n * d * x * p + 2 * n * p * 10 * x * x + n * d * c.dims + n * p * x * c.dims
+    total += (
+        n * d * x * p + 2 * n * p * (2 * x * y + 9 * y * y) + n * d * c.dims + n * p * x * c.dims
+    )
     if queries is None:
         return 2 * (total + n * d * c.dims)
     seen = {g: t for g, t in dates.items() if g != STATIC}
     for group, q in queries.items():
-        total += q * d * (6 + 2 * x) + n * p * c.dims * x + n * d * d
-        total += n * q * d * (10 * d + x) + n * sum(seen.values()) * d * (2 * d + 2 * q)
+        total += q * d * (6 + 2 * y) + n * p * c.dims * y + n * d * d
+        total += n * q * d * (10 * d + y) + n * sum(seen.values()) * d * (2 * d + 2 * q)
         for t in seen.values():
-            total += n * q * (t * c.heads + t * p * (c.stem + 1) + p * c.stem * x)
-        total += n * q * p * x * len(c.channels(group))
+            total += n * q * (t * c.heads + t * p * (c.stem + 1) + p * c.stem * y)
+        total += n * q * p * y * len(c.channels(group))
     return 2 * total

@@ -36,6 +36,7 @@ class ModelRecipe:
     heads: int | None = None
     stem: int | None = None
     detail: int | None = None
+    neck: int | None = None
     patch: int | None = None
     pools: int | None = None
     dims: int | None = None

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -23,6 +24,7 @@ from deepsentinel.model import (
     ModelError,
     check_groups,
     flops,
+    order_statistics,
     patchify,
     unpatchify,
 )
@@ -204,6 +206,24 @@ def test_finite_reach_makes_far_ground_irrelevant() -> None:
         a, b = model(inputs)["dense"], model(far)["dense"]
     assert torch.allclose(a[..., :72], b[..., :72], atol=1e-5)
     assert not torch.allclose(a[..., 96:], b[..., 96:], atol=1e-3)
+
+
+@pytest.mark.parametrize("dates", [1, 2, 5, 12, 16, 19])
+def test_order_statistics_are_numpys(dates: int) -> None:
+    g = torch.Generator().manual_seed(dates)
+    x = torch.randn(2, dates, 3, 8, 8, generator=g)
+    usable = torch.rand(x.shape, generator=g) > 0.3
+    usable[:, :, 0, 0] = False
+    got = order_statistics(torch.where(usable, x, 0.0), usable).unflatten(1, (5, 3)).numpy()
+    masked = np.ma.masked_array(x.numpy(), ~usable.numpy())
+    assert np.allclose(got[:, 0], masked.mean(1).filled(0), atol=1e-5)
+    assert np.allclose(got[:, 1], masked.std(1).filled(0), atol=1e-5)
+    n = usable.sum(1).numpy()
+    ordered = np.sort(np.where(usable.numpy(), x.numpy(), np.inf), 1)
+    for row, q in ((2, 0.1), (3, 0.5), (4, 0.9)):
+        place = np.round(q * (np.maximum(n, 1) - 1)).astype(int)
+        want = np.take_along_axis(ordered, place[:, None], 1)[:, 0]
+        assert np.allclose(got[:, row], np.where(n > 0, want, 0), atol=1e-6)
 
 
 def test_patches_and_back() -> None:

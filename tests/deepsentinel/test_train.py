@@ -44,7 +44,7 @@ def toy() -> Toy:
 
 def recipe(*overrides: str) -> Recipe:
     small = ("train.warmup=2", "train.log_every=2", "train.validate_every=4")
-    sizes = ("model.width=16", "model.heads=2", "model.stem=4", "model.detail=8", "model.dims=16")
+    sizes = ("model.width=16", "model.heads=2", "model.stem=4", "model.detail=8", "model.neck=8", "model.dims=16")
     return load_recipe("demo", ["train.steps=8", *small, *sizes, "model.layers=[]", *overrides])
 
 
