@@ -310,8 +310,9 @@ class Crew:
 
     pool: Executor
     """Reads and encodes runs of steps."""
-    ahead: int = 2
-    """Runs in flight per region: bounds the memory."""
+    ahead: int = 4
+    """Runs in flight per region, waiting ones included: with what the pool works on, this bounds
+    the memory."""
     stop: Event = field(default_factory=Event)
     """Set from elsewhere, ends the work between two chunks."""
     tick: Callable[[int, str], None] | None = None

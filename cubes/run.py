@@ -87,7 +87,9 @@ def in_threads(build: Build, todo: list[Region], source: Pixels, tally: Tally) -
     workers = _workers(build, todo)
     steps = ThreadPoolExecutor(workers, thread_name_prefix="cubes-step")
     drivers = ThreadPoolExecutor(DRIVERS, thread_name_prefix="cubes-region")
-    crew = Crew(pool=steps, ahead=workers, tick=tally.tick)
+    # Twice as many ahead as workers: results are taken in order, and a worker that ends before the
+    # one of an earlier step must find more to do. What waits is encoded, so it is small.
+    crew = Crew(pool=steps, ahead=2 * workers, tick=tally.tick)
     try:
         futures = {drivers.submit(build_region, build, r, source, crew): r for r in todo}
         waiting = set(futures)
