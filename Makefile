@@ -48,7 +48,8 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	cd benchmarks && ../$(BIN)/asv run --quick --show-stderr --python=same
+	cd benchmarks && ../$(BIN)/asv machine --yes >/dev/null && \
+	    ../$(BIN)/asv run --quick --show-stderr --python=same
 
 docs: $(READY)
 	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST)

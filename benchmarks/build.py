@@ -22,8 +22,8 @@ from benchmarks.common import Archive
 WAYS = ("ours", "odc-stac", "stackstac")
 KINDS = ("optical", "zone", "radar")
 CHUNKS = {
-    "odc-stac": ((1024, 1), (1024, -1), (512, 1), (256, -1)),
-    "stackstac": ((1024, 1), (512, 1), (2048, 1), (256, -1)),
+    "odc-stac": ((1024, 1), (1024, -1), (512, 1)),
+    "stackstac": ((1024, 1), (512, 1), (256, -1)),
 }
 """Chunkings tried: edge in pixels; steps a chunk, where -1 is a whole shard at once (then nothing
 needs to be put together before it is written)."""

@@ -149,8 +149,8 @@ class Train:
     params = [["nano"], list(MODES)]
     param_names = ["model", "mode"]
     timeout = 300
-    edge, dates, window, steps = 512, 24, 64, 16
-    quick = {"edge": 128, "dates": 4, "window": 32, "steps": LOG + 1}
+    edge, dates, window, steps, batch, threads = 512, 24, 64, 16, 4, common.THREADS
+    quick = {"edge": 64, "dates": 3, "window": 16, "steps": LOG + 1, "batch": 2, "threads": 1}
 
     def setup_cache(self) -> str:
         return str(store(Path.cwd(), edge=self.edge, dates=self.dates))
@@ -158,17 +158,25 @@ class Train:
     def setup(self, path: str, model: str, mode: str) -> None:
         import torch
 
-        torch.set_num_threads(common.THREADS)
+        self.before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         self.samples = samples(Path(path), size=self.window, dates=min(12, self.dates))
         self.norm = normaliser(self.samples)
 
+    def teardown(self, path: str, model: str, mode: str) -> None:
+        import torch
+
+        torch.set_num_threads(self.before)
+
     def track_step(self, path: str, model: str, mode: str) -> float:
-        return seconds_per_step(self.samples, recipe(model, steps=self.steps), mode, self.norm)
+        made = recipe(model, steps=self.steps, batch=self.batch)
+        return seconds_per_step(self.samples, made, mode, self.norm)
 
     track_step.unit = "s"  # type: ignore[attr-defined]
 
     def peakmem_train(self, path: str, model: str, mode: str) -> None:
-        seconds_per_step(self.samples, recipe(model, steps=LOG + 1), mode, self.norm)
+        made = recipe(model, steps=LOG + 1, batch=self.batch)
+        seconds_per_step(self.samples, made, mode, self.norm)
 
 
 def main(*, edge: int = 512, dates: int = 64, window: int = 64, repeats: int = 3) -> str:
