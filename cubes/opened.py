@@ -12,9 +12,9 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from cubes import ledger, metadata
-from cubes.layout import ArrayLayout
+from cubes.layout import ArrayLayout, array_layouts
 from cubes.ledger import Build
-from cubes.types import CubeError, Plan
+from cubes.types import CubeError, Layout, Plan
 
 Chunks = Literal["stored"] | Mapping[str, int] | None
 
@@ -22,7 +22,7 @@ Chunks = Literal["stored"] | Mapping[str, int] | None
 class _Physical(BackendArray):
     """One array of a store as physical values, read and decoded only where it is indexed."""
 
-    def __init__(self, store: str, array: ArrayLayout) -> None:
+    def __init__(self, store: Any, array: ArrayLayout) -> None:
         self.store, self.array = store, array
         self.shape = array.shape
         kind = array.layer.kind
@@ -44,16 +44,42 @@ class _Physical(BackendArray):
 def cube(build: Build, chunks: Chunks, *, partial: bool) -> xr.DataTree:
     """Return the cube in a store, see `cubes.open`."""
     missing = _missing(build, partial)
-    plan = ledger.build_plan(build)
-    arrays = ledger.build_arrays(build)
-    tree = {"/": _dataset(build, plan, "", {}, chunks)}
+    seal = ledger.sealed(build)
+    # a sealed store never changes, so a name can say what it holds; else a new one each time
+    token = f"{build.store}-{seal['tree_sha256']}" if seal else uuid.uuid4().hex
+    out = assembled(
+        ledger.build_plan(build), build.layout, str(build.store), chunks=chunks, token=token
+    )
+    out.name = out.name or build.store.stem
+    if missing:
+        out.attrs["missing_regions"] = missing
+    return out
+
+
+def assembled(
+    plan: Plan, layout: Layout, source: Any, *, chunks: Chunks, token: str
+) -> xr.DataTree:
+    """Return the cube of a plan whose arrays lie in a Zarr store, lazy, in physical units.
+
+    Parameters
+    ----------
+    plan, layout : Plan, Layout
+        What was written, and how.
+    source : str or zarr.abc.store.Store
+        Folder, or a Zarr store that can be pickled.
+    chunks : "stored", dict or None
+        See `cubes.open`.
+    token : str
+        Names the dask arrays: equal for equal bytes.
+    """
+    arrays = array_layouts(plan, layout)
+    tree = {"/": _dataset(plan, "", source, {}, chunks=chunks, token=token)}
     for group in metadata.groups(plan):
         mine = {n: a for n, a in arrays.items() if a.layer.group == group}
-        tree[group] = _dataset(build, plan, group, mine, chunks)
+        tree[group] = _dataset(plan, group, source, mine, chunks=chunks, token=token)
     tree["/"].attrs = metadata.root_attributes(plan)
-    if missing:
-        tree["/"].attrs["missing_regions"] = missing
-    return xr.DataTree.from_dict(tree, name=str(plan.attrs.get("aoi", build.store.stem)))
+    name = plan.attrs.get("aoi")
+    return xr.DataTree.from_dict(tree, name=None if name is None else str(name))
 
 
 def _missing(build: Build, partial: bool) -> int:
@@ -71,40 +97,39 @@ def _missing(build: Build, partial: bool) -> int:
 
 
 def _dataset(
-    build: Build,
     plan: Plan,
     group: str,
+    source: Any,
     arrays: Mapping[str, ArrayLayout],
+    *,
     chunks: Chunks,
+    token: str,
 ) -> xr.Dataset:
     coords = {}
     for name, coord in metadata.coordinates(plan, group).items():
         coords[name] = metadata.decoded(name, coord)
     data = {}
     for name, array in arrays.items():
-        lazy = indexing.LazilyIndexedArray(_Physical(str(build.store), array))
+        lazy = indexing.LazilyIndexedArray(_Physical(source, array))
         variable = xr.Variable(
             array.layer.dims, lazy, attrs=metadata.attributes(plan.array(name), plan)
         )
         variable.encoding["grid_mapping"] = "spatial_ref"
         if chunks is not None:
-            variable = _chunked(variable, build, array, chunks)
+            variable = _chunked(variable, array, chunks, token)
         data[array.layer.variable] = variable
     return xr.Dataset(data, coords=coords)
 
 
 def _chunked(
     variable: xr.Variable,
-    build: Build,
     array: ArrayLayout,
     chunks: Literal["stored"] | Mapping[str, int],
+    token: str,
 ) -> xr.Variable:
     """Return `variable` on dask, named after the plan and not after the time of opening."""
     dims = array.layer.dims
     shard = dict(zip(dims, array.shard, strict=True))
     given = shard if chunks == "stored" else {d: chunks.get(d, shard[d]) for d in dims}
-    seal = ledger.sealed(build)
-    # a sealed store never changes, so its name can say what it holds; else a new one each time
-    token = f"{build.store}-{seal['tree_sha256']}" if seal else uuid.uuid4().hex
     name = f"open-{array.layer.variable}-{ledger.sha256(token.encode())[:16]}"
     return variable.chunk(given, name=name)
