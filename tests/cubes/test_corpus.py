@@ -476,6 +476,7 @@ def _tiny(tmp_path: Path, count: int) -> Corpus:
     return corpus(paths, name="many")
 
 
+@pytest.mark.slow
 def test_a_thousand_samples_open_in_two_seconds(tmp_path: Path) -> None:
     many = _tiny(tmp_path, 1000)
     publish(many, tmp_path / "out")
