@@ -30,13 +30,17 @@ def test_cubes_cover_their_area_in_whole_lattice_cells(
     west, south, east, north = box.boundingbox.bbox
     assert all(v % LATTICE == 0 for v in (west, south, east, north))
     assert box.shape[0] % 256 == 0 == box.shape[1] % 256
-    assert box.crs is not None and 32601 <= box.crs.epsg <= 32660
+    assert box.crs is not None
+    assert 32601 <= box.crs.epsg <= 32660
     left, bottom, right, top = grid._projected_bounds(area, f"EPSG:{box.crs.epsg}")
     slack = 5.001  # half a pixel
-    assert west <= left + slack and south <= bottom + slack
-    assert east >= right - slack and north >= top - slack
+    assert west <= left + slack
+    assert south <= bottom + slack
+    assert east >= right - slack
+    assert north >= top - slack
     # no cell more than needed
-    assert left - west < LATTICE + slack and east - right < LATTICE + slack
+    assert left - west < LATTICE + slack
+    assert east - right < LATTICE + slack
 
 
 def test_the_lattice_runs_through_the_equator() -> None:
@@ -71,8 +75,9 @@ def test_forms_of_an_area_agree() -> None:
     bounds = (5.0, 50.0, 5.1, 50.1)
     polygon = shapely.box(*bounds)
     table = gpd.GeoDataFrame(geometry=[polygon], crs="EPSG:4326").to_crs("EPSG:3857")
-    forms = [bounds, list(bounds), polygon, polygon.__geo_interface__, table,
-             {"type": "Feature", "properties": {}, "geometry": polygon.__geo_interface__}]  # fmt: skip
+    json = polygon.__geo_interface__
+    feature = {"type": "Feature", "properties": {}, "geometry": json}
+    forms = [bounds, list(bounds), polygon, json, table, feature]
     boxes = [grid.geobox(grid.as_aoi(f)) for f in forms]
     assert all(b == boxes[0] for b in boxes)
 

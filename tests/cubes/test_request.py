@@ -70,7 +70,8 @@ def test_absurd_sizes_are_refused_before_any_search() -> None:
 def test_requests_are_values() -> None:
     one = Request.of(AREA, "2020", bands=["B04", "B08"])
     two = Request.of(list(AREA), ("2020", "2020"), bands=("B04", "B08"))
-    assert one == two and hash(one) == hash(two)
+    assert one == two
+    assert hash(one) == hash(two)
     assert pickle.loads(pickle.dumps(one)).sha256 == one.sha256
     assert Request.of(AREA, "2021").sha256 != one.sha256
 
