@@ -29,11 +29,12 @@ class Options:
 
     seed: int = 0
     """Of the choice of pixels, folds and bootstrap draws."""
-    batch_size: int = 16
-    train_samples: int = 128
+    batch_size: int = 8
+    """Samples that go through the model at once: 0.1 GB each of 64 px and 12 + 12 dates (nano)."""
+    train_samples: int = 96
     """Training samples that probes and floors are fitted on, spread evenly; more gain nothing
     that a linear map could hold."""
-    train_pixels: int = 30_000
+    train_pixels: int = 20_000
     """Labelled pixels that a probe is fitted on, spread evenly over those samples."""
     pixels: int = 256
     """Pixels per sample that the NDVI task scores and fits on, at every clear date."""

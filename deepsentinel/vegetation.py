@@ -311,7 +311,7 @@ class _Seen:
 def _fit(model: Any, train: Any, options: Options) -> _Floors:
     floors = _Floors(
         climatology=baselines.Climatology(),
-        ridges={name: baselines.Ridge() for name in (MODEL, RIDGE, RIDGE_AREA)},
+        ridges={name: baselines.Ridge(gaps=name != MODEL) for name in (MODEL, RIDGE, RIDGE_AREA)},
     )
     for item in stream(model, train, options):
         for view in _views(item, options):
@@ -324,8 +324,9 @@ def _fit(model: Any, train: Any, options: Options) -> _Floors:
                 fold = int(held_out(item.tile(asked.b, options.tile), options.seed))
                 for row, day in enumerate(asked.days):
                     floors.climatology.add(baselines.month_of(float(day)), asked.y[row])
-                    for name, ridge in floors.ridges.items():
-                        ridge.add(x[name][row], asked.y[row], fold=fold)
+                for name, ridge in floors.ridges.items():
+                    wide = np.moveaxis(x[name], 0, 1).reshape(x[name].shape[1], -1)
+                    ridge.add(wide, asked.y.ravel(), fold=fold)
     if not floors.climatology.n.any():
         raise CubeError(
             "no clear pixel with Sentinel-1 in the training samples: no floor can be fitted"
