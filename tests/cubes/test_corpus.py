@@ -112,8 +112,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
             "region": "us-east-1",
         }  # fmt: skip
     finally:
-        server.terminate()
-        server.wait(10)
+        # it keeps everything in memory, and takes its time to take leave of 20,000 objects
+        server.kill()
+        server.wait(60)
         log.close()
 
 
