@@ -428,13 +428,16 @@ def extract(
             edges = tuple(tuple(e) for e in one.edges())
             if edges not in tilings:
                 tilings[edges] = fields.tiles(*edges)
-            yield from _rows(one, fields, tilings[edges])
+            # a class layer without data has no rows, nor types for a file to begin with
+            yield from (t for t in _rows(one, fields, tilings[edges]) if len(t))
 
     first = fields.tiles(*(_every(n, TILE) for n in fields.box.shape))
     tilings[tuple(tuple(_every(n, TILE)) for n in fields.box.shape)] = first
     found = summary(fields, first)
     if path is None:
-        out = _sorted(pd.concat(list(tables()), ignore_index=True), fields, names)
+        rows = list(tables())
+        out = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
+        out = _sorted(out, fields, names)
     else:
         _write(tables(), Path(path))
         out = found

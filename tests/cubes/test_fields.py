@@ -188,6 +188,25 @@ def test_overlapping_fields_are_each_their_own(whole) -> None:
     assert a["mean"] == b["mean"]
 
 
+def test_layers_without_data_or_steps(tmp_path: Path) -> None:
+    tree = _phase_cube()
+    box = tree["insar"].to_dataset().odc.geobox
+    nothing = xr.DataArray(
+        np.zeros((1, 20, 20), "uint8"), dims=("year", "y", "x"),
+        coords={**xr_coords(box), "year": [2021]}, name="worldcover",
+    )  # fmt: skip
+    square = _polygons({"f": shapely.box(600000, 4999800, 600200, 5000000)})
+    empty = xr.DataTree.from_dict({"labels": nothing.to_dataset()})
+    assert len(fields.extract(empty, square)) == 0
+    none = xr.DataTree.from_dict({"insar": tree["insar"].to_dataset().isel(pair=slice(0))})
+    assert tuple(fields.extract(none, square).columns) == fields.COLUMNS
+    both = xr.DataTree.from_dict(
+        {"labels": nothing.to_dataset(), "insar": tree["insar"].to_dataset()}
+    )
+    fields.extract(both, square, path=tmp_path / "a.parquet")
+    assert len(pd.read_parquet(tmp_path / "a.parquet")) == 2
+
+
 def test_what_is_refused(whole) -> None:
     polygons = _polygons(FIELDS)
     with pytest.raises(cubes.CubeError, match="did you mean 's2/reflectance'"):
@@ -244,3 +263,31 @@ def test_no_geopandas_is_explained(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "geopandas", None)
     with pytest.raises(cubes.CubeError, match=r"deepsentinel\[vectors\]"):
         fields.extract(_phase_cube(), "fields.gpkg")
+
+
+@pytest.mark.real
+def test_a_real_field_greens_in_summer(real: Path, monkeypatch) -> None:
+    monkeypatch.setenv("DEEPSENTINEL_REAL", str(real))
+    box = GeoBox((64, 64), Affine(10, 0, 501360, 0, -10, 5629680), "EPSG:32631")
+    request = cubes.Request.of(
+        (3.0194, 50.8132, 3.0283, 50.8188),
+        "2018-03/2018-07",
+        ("s1/backscatter", "s2/reflectance", "s2/scl", "s2/clear"),
+        catalog=Path(__file__).parent.parent / "real" / "flanders.toml",
+        bands=("B04", "B08"),
+        grid=cubes.Grid(geobox=box),
+    )
+    cube = request.open()
+    middle = shapely.box(501460, 5629140, 501900, 5629580)
+    square = gpd.GeoDataFrame({"id": ["patch"]}, geometry=[middle], crs=32631).to_crs(4326)
+    out = fields.extract(cube, square, field="id", layers=["s1/backscatter", "s2/reflectance"])
+    s1 = out[out["layer"] == "s1/backscatter"]
+    assert len(s1) == 2 * cube["s1"].sizes["time"]
+    assert s1.groupby("channel")["mean"].median().between(-25, -5).all()
+    s2 = out[(out["layer"] == "s2/reflectance") & (out["clear"] > 0.9)]
+    wide = s2.pivot_table(index="time", columns="channel", values="mean")
+    ndvi = (wide["B08"] - wide["B04"]) / (wide["B08"] + wide["B04"])
+    assert len(ndvi) >= 8
+    assert ndvi[ndvi.index.month.isin([4, 5, 6])].median() > 0.35
+    assert ndvi.between(-0.2, 1).all()
+    assert (out["pixels"] == 44 * 44).all()

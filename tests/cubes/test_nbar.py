@@ -117,3 +117,23 @@ def test_bands_without_coefficients_and_second_helpings_are_refused() -> None:
         nbar.nbar(xr.DataTree.from_dict({"s2": twice}))
     with pytest.raises(cubes.CubeError, match="no layer 's2/reflectance'"):
         nbar.nbar(xr.DataTree())
+
+
+@pytest.mark.real
+def test_real_items_give_factors_near_one(real) -> None:
+    import json
+
+    names = ("view:sun_elevation", "view:sun_azimuth", "view:incidence_angle", "view:azimuth")
+    seen = []
+    for path in sorted(real.rglob("*.json")):
+        body = json.loads(path.read_text(encoding="utf-8"))
+        for item in body.get("features", [body]) if isinstance(body, dict) else []:
+            known = item.get("properties", {})
+            if known.get("constellation") != "sentinel-2" or not all(known.get(n) for n in names):
+                continue
+            elevation, sun, view, azimuth = (known[n] for n in names)
+            assert 0 < view < 13, path  # the swath of Sentinel-2 is 20.6 degrees wide
+            seen.append(float(nbar.c_factor("B08", 90 - elevation, view, sun - azimuth)))
+    assert len(seen) >= 10
+    # Roy et al. (2017) report differences of some per cent between the edges of a swath
+    assert 0.9 < min(seen) < 1 < max(seen) < 1.1
