@@ -44,8 +44,17 @@ def toy() -> Toy:
 
 def recipe(*overrides: str) -> Recipe:
     small = ("train.warmup=2", "train.log_every=2", "train.validate_every=4")
-    sizes = ("model.width=16", "model.heads=2", "model.stem=4", "model.detail=8", "model.neck=8", "model.dims=16")
-    return load_recipe("demo", ["train.steps=8", *small, *sizes, "model.layers=[]", *overrides])
+    sizes = {"width": 16, "heads": 2, "stem": 4, "detail": 8, "neck": 8, "dims": 16}
+    return load_recipe(
+        "demo",
+        [
+            "train.steps=8",
+            *small,
+            *(f"model.{k}={v}" for k, v in sizes.items()),
+            "model.layers=[]",
+            *overrides,
+        ],
+    )
 
 
 # -- recipes -----------------------------------------------------------------------------------
