@@ -19,11 +19,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cubes.corpus import corpus, open_corpus
     from cubes.cube import check, valid
+    from cubes.fields import extract
     from cubes.grid import as_aoi as aoi
     from cubes.grid import like
     from cubes.ledger import load_plan
+    from cubes.nbar import Angles
     from cubes.places import patches, points
+    from cubes.publishing import publish
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
     from cubes.request import Request, open_aoi
     from cubes.samples import Samples, plan, split
@@ -44,12 +48,14 @@ if TYPE_CHECKING:
         Report,
         Window,
     )
+    from cubes.vectors import rasterise
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AOI": "types",
     "Access": "types",
+    "Angles": "nbar",
     "AssetReadError": "types",
     "Catalog": "types",
     "ClearPolicy": "types",
@@ -68,6 +74,8 @@ _HOMES = {
     "catalog": "registry",
     "catalogs": "registry",
     "check": "cube",
+    "corpus": "corpus",
+    "extract": "fields",
     "layer": "registry",
     "layers": "registry",
     "legend": "registry",
@@ -75,9 +83,12 @@ _HOMES = {
     "load_plan": "ledger",
     "open": "store",
     "open_aoi": "request",
+    "open_corpus": "corpus",
     "patches": "places",
     "plan": "samples",
     "points": "places",
+    "publish": "publishing",
+    "rasterise": "vectors",
     "repair": "store",
     "split": "samples",
     "stats": "stats",
@@ -89,6 +100,7 @@ _HOMES = {
 __all__ = [
     "AOI",
     "Access",
+    "Angles",
     "AssetReadError",
     "Catalog",
     "ClearPolicy",
@@ -107,6 +119,8 @@ __all__ = [
     "catalog",
     "catalogs",
     "check",
+    "corpus",
+    "extract",
     "layer",
     "layers",
     "legend",
@@ -114,9 +128,12 @@ __all__ = [
     "load_plan",
     "open",
     "open_aoi",
+    "open_corpus",
     "patches",
     "plan",
     "points",
+    "publish",
+    "rasterise",
     "repair",
     "split",
     "stats",

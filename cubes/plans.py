@@ -194,6 +194,15 @@ def _mean(values: Sequence[Any]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
+def _mean_azimuth(values: Sequence[Any]) -> float:
+    """Return the mean direction in degrees 0..360: of 359 and 1 it is 0, not 180."""
+    known = [float(v) for v in values if not _absent(v)]
+    if len(set(known)) <= 1:
+        return known[0] if known else float("nan")
+    turns = np.exp(1j * np.deg2rad(known))
+    return float(np.rad2deg(np.angle(turns.mean())) % 360)
+
+
 def _whole(values: Sequence[Any]) -> int:
     """Return the first known whole number, 0 where unknown (orbits count from 1)."""
     return next((int(v) for v in values if not _absent(v)), 0)
@@ -242,9 +251,9 @@ def _time_steps(table: pd.DataFrame, group: str) -> Grouped:
             coords |= {
                 "baseline": _text(of["baseline"]),
                 "cloud_cover": _mean(of["cloud_cover"]),
-                "sun_azimuth": _mean(of["sun_azimuth"]),
+                "sun_azimuth": _mean_azimuth(of["sun_azimuth"]),
                 "sun_elevation": _mean(of["sun_elevation"]),
-                "view_azimuth": _mean([p.get("view:azimuth") for p in of["properties"]]),
+                "view_azimuth": _mean_azimuth([p.get("view:azimuth") for p in of["properties"]]),
                 "view_incidence": _mean(
                     [p.get("view:incidence_angle", p.get("s2:mean_incidence_angle"))
                      for p in of["properties"]]

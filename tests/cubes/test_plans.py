@@ -113,3 +113,10 @@ def test_signed_queries_never_enter_a_plan() -> None:
     assert plans._unsigned(f"{href}?se=2020&sig=SECRET", pc) == href
     es = registry.catalog("earth-search")
     assert plans._unsigned(f"{href}?v=1", es) == f"{href}?v=1"
+
+
+def test_directions_are_averaged_around_the_circle() -> None:
+    around = plans._mean_azimuth([359.0, 1.0])
+    assert min(around, 360 - around) < 1e-9
+    assert plans._mean_azimuth([150.2, None, 150.2]) == 150.2
+    assert plans._mean_azimuth([80.0, 100.0]) == pytest.approx(90)
