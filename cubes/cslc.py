@@ -8,22 +8,25 @@ D-108278. Needs the extra ``insar`` (h5py).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from cubes import files
+from cubes import files, insar, registry, runs
 from cubes.files import PathLike
 from cubes.geometry import NO_DATA
-from cubes.series import track_label
+from cubes.series import PASS_GAP, track_label
 from cubes.types import CubeError
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
 
 Array = npt.NDArray[Any]
 
@@ -293,3 +296,162 @@ def open_cslc_static(path: PathLike) -> xr.Dataset:
         },
         attrs=attrs,
     )
+
+
+# ---------------------------------------------------------------------------------------- pairs
+
+
+def open_pairs(
+    paths: Iterable[PathLike],
+    *,
+    geobox: GeoBox | None = None,
+    baselines: Sequence[int] = (6, 12),
+    window: insar.Window = insar.DEFAULT_WINDOW,
+    multilook: insar.Window = (1, 2),
+) -> xr.Dataset:
+    """Return the ``insar`` group of a cube from CSLC-S1 products: every pair they make, lazily.
+
+    Coherence and phase are estimated burst by burst in the images' posting, multilooked, brought to
+    the grid by the layers' kernel (nearest: no angle is interpolated), then bursts of one pass are
+    laid over each other, the first with data winning.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        CSLC-S1 files of any bursts, tracks, dates and polarisations.
+    geobox : GeoBox, optional
+        The grid, in the bursts' projection; by default that of the multilooked burst, where there
+        is one alone.
+    baselines : sequence of int
+        Temporal baselines in days.
+    window, multilook : (int, int)
+        Rows and columns, see `cubes.insar.coherence`; two columns of OPERA's 10 x 5 m make 10 m.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``coherence`` (pair, pol, y, x) float32 0..1 and ``phase`` float32 rad, NaN = no data, with
+        the coordinates of pairs. ``perpendicular_baseline`` is NaN: not computed here.
+
+    Raises
+    ------
+    CubeError
+        Fewer than two files, no pair of these baselines, several bursts without `geobox`, or
+        a grid in another projection.
+    """
+    images, table = _images(paths)
+    found = pd.concat(
+        [runs.pairs(part, baselines=baselines) for _, part in table.groupby("pol", sort=True)]
+    )
+    if found.empty:
+        raise CubeError(
+            f"{len(images)} files make no pair of one burst and polarisation that is "
+            f"{' or '.join(map(str, baselines))} days apart"
+        )
+    bursts = sorted(set(found["burst"]))
+    if geobox is None and len(bursts) > 1:
+        raise CubeError(f"the pairs lie in {len(bursts)} bursts: give geobox= to mosaic them")
+    found = found.assign(
+        pol=[table["pol"][i] for i in found["reference"]],
+        _first=[table["pass"][i] for i in found["reference"]],
+        _second=[table["pass"][i] for i in found["secondary"]],
+    )
+    pols = sorted(set(found["pol"]), key=registry.all_channels("insar/coherence").index)
+    steps = []
+    for _, rows in found.groupby(["_second", "_first"], sort=True):
+        parts = {}
+        for pol, mine in rows.groupby("pol"):
+            ordered = mine.sort_values("burst")
+            made = [
+                _on(
+                    insar.coherence(images[r], images[s], window=window, multilook=multilook),
+                    geobox,
+                )
+                for r, s in zip(ordered["reference"], ordered["secondary"], strict=True)
+            ]
+            parts[str(pol)] = _mosaic(made)
+        empty = xr.full_like(next(iter(parts.values())), np.nan)
+        one = xr.concat([parts.get(p, empty) for p in pols], pd.Index(pols, name="pol"))
+        steps.append(one.expand_dims("pair").assign_coords(_pair_coords(rows, images, table)))
+    out = xr.concat(steps, "pair", combine_attrs="override")
+    for name, array in out.data_vars.items():
+        array.attrs["resampling"] = registry.layer(f"insar/{name}").kernel
+    return out
+
+
+def _images(paths: Iterable[PathLike]) -> tuple[list[xr.DataArray], pd.DataFrame]:
+    """Return the opened images, and a table of what each is and of which pass, in their order."""
+    images, rows = [], []
+    for path in paths:
+        image = open_cslc(path)
+        attrs = image.attrs
+        images.append(image)
+        rows.append({
+            "time": pd.Timestamp(attrs["time"]), "track": attrs["track"], "burst": attrs["burst"],
+            "pol": attrs["polarisation"], "item": Path(path).stem,
+        })  # fmt: skip
+    if len(images) < 2:
+        raise CubeError(f"{len(images)} CSLC-S1 files make no pair: give two or more")
+    table = pd.DataFrame(rows)
+    # bursts of one pass start seconds apart; passes are numbered in the order of time
+    order = table.sort_values(["track", "time"], kind="stable")
+    new = (order["track"] != order["track"].shift()) | (order["time"].diff() >= PASS_GAP)
+    started = order["time"].groupby(new.cumsum()).transform("min")
+    ranks = list(zip(started, order["track"], strict=True))
+    known = {key: number for number, key in enumerate(sorted(set(ranks)))}
+    return images, table.assign(**{"pass": pd.Series([known[k] for k in ranks], order.index)})
+
+
+def _on(pair: xr.Dataset, geobox: GeoBox | None) -> xr.Dataset:
+    """Return a pair on a grid, by the nearest pixel; as it is without one."""
+    from odc.geo.xr import xr_coords
+
+    source = pair.odc.geobox
+    if geobox is None or source == geobox:
+        return pair
+    if source.crs != geobox.crs:
+        raise CubeError(
+            f"the burst lies in {_code(source)}, the grid in {_code(geobox)}: give a grid in the "
+            "burst's own projection, or regrid coherence and (with cubes.insar.regrid_phase) phase"
+        )
+    # by coordinates: exact, lazy, and no angle is interpolated
+    out = pair
+    for dim in ("y", "x"):
+        half = abs(float(getattr(source.resolution, dim))) / 2 * (1 + 1e-9)
+        place = np.asarray(geobox.coordinates[dim].values)
+        out = out.reindex({dim: place}, method="nearest", tolerance=half)
+    return out.assign_coords({str(k): v for k, v in xr_coords(geobox).items()})
+
+
+def _code(box: GeoBox) -> str:
+    epsg = box.crs.epsg if box.crs is not None else None
+    return f"EPSG:{epsg}" if epsg else str(box.crs)
+
+
+def _mosaic(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return datasets of one grid laid over each other; coherence decides for both layers."""
+    out = parts[0]
+    for more in parts[1:]:
+        have = ~np.isnan(out["coherence"])
+        out = xr.Dataset({name: out[name].where(have, more[name]) for name in out})
+    return out
+
+
+def _pair_coords(
+    rows: pd.DataFrame, images: Sequence[xr.DataArray], table: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the coordinates of one pair along ``pair``."""
+    first, second = rows["reference_time"].min(), rows["secondary_time"].min()
+    attrs = images[int(rows["reference"].iloc[0])].attrs
+    used = sorted({*rows["reference"], *rows["secondary"]})
+    label = f"{first:%Y%m%dT%H%M%S}_{second:%Y%m%dT%H%M%S}_{attrs['track']}"
+    return {
+        "pair": ("pair", [label]),
+        "reference_time": ("pair", np.array([first], "datetime64[ns]")),
+        "secondary_time": ("pair", np.array([second], "datetime64[ns]")),
+        "temporal_baseline": ("pair", [int(rows["temporal_baseline"].iloc[0])]),
+        "perpendicular_baseline": ("pair", [np.nan]),
+        "relative_orbit": ("pair", [attrs["relative_orbit"]]),
+        "orbit_state": ("pair", [attrs["orbit_state"]]),
+        "items": ("pair", [",".join(table["item"][i] for i in used)]),
+    }

@@ -145,7 +145,13 @@ def write_cslc(path: Path, image: np.ndarray, time: str, **changes: object) -> P
         data["x_coordinates"] = 157_322.5 + 5 * np.arange(columns)
         data["y_coordinates"] = 2_172_295.0 - 10 * np.arange(rows)
         data["x_spacing"], data["y_spacing"], data["projection"] = 5.0, -10.0, np.int32(32605)
-        data.create_dataset("VV", data=image, chunks=(128, 128), compression="gzip", shuffle=True)
+        data.create_dataset(
+            changes.pop("pol", "VV"),
+            data=image,
+            chunks=(128, 128),
+            compression="gzip",
+            shuffle=True,
+        )
         for key, value in {
             "burst_id": b"t087_185683_iw2", "track_number": 87, "absolute_orbit_number": 46534,
             "orbit_pass_direction": b"Descending", "mission_id": b"S1A", "product_version": b"1.1",
@@ -214,6 +220,71 @@ def test_pairs_of_different_bursts_are_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(CubeError, match="different bursts"):
         insar.coherence(a, b)
+
+
+def test_pairs_of_bursts_and_polarisations_make_a_group(tmp_path: Path) -> None:
+    """Two bursts of one pass, three dates; the pass straddles 15 h, a border of rounded times."""
+    phases = {"t087_185683_iw2": 0.5, "t087_185684_iw2": -2.0}
+    days = ("2022-12-16 14:59:59", "2022-12-22 14:59:59", "2022-12-28 14:59:59")
+    paths = []
+    for place, (burst, phase) in enumerate(phases.items()):
+        first, second = speckle((160, 240), 0.8, phase)
+        third = (first + second).astype("complex64")
+        for k, (time, image) in enumerate(zip(days, (first, third, second), strict=True)):
+            path = tmp_path / f"{burst}_{k}.h5"
+            later = str(pd.Timestamp(time) + pd.Timedelta(seconds=3 * place))
+            write_cslc(path, image, later, burst_id=burst.encode())
+            with h5py.File(path, "r+") as file:  # the second burst 150 rows further south
+                file["data/y_coordinates"][...] -= 1500 * place
+            paths.append(path)
+    with pytest.raises(CubeError, match="lie in 2 bursts: give geobox="):
+        cslc.open_pairs(paths)
+    box = GeoBox((310, 120), Affine(10, 0, 157_320, 0, -10, 2_172_300), "EPSG:32605")
+    group = cslc.open_pairs(paths, geobox=box, baselines=(12,))
+    assert group.coherence.dims == group.phase.dims == ("pair", "pol", "y", "x")
+    assert group.coherence.chunks is not None
+    assert group.pair.to_numpy().tolist() == ["20221216T145959_20221228T145959_87D"]
+    assert group["items"].item().count(",") == 3
+    cubes.check(xr.DataTree.from_dict({"insar": group}))
+    loaded = group.load().isel(pair=0, pol=0)
+    assert not np.isnan(loaded.coherence).any()
+    upper, lower = loaded.isel(y=slice(5, 145)), loaded.isel(y=slice(165, 305))
+    wanted = float(insar.expected_coherence(0.8, 60))
+    for part, phase in ((upper, 0.5), (lower, -2.0)):
+        assert float(part.coherence.mean()) == pytest.approx(wanted, abs=0.02)
+        assert np.angle(np.exp(1j * part.phase).mean().item()) == pytest.approx(phase, abs=0.02)
+    other = GeoBox((40, 40), box.affine, "EPSG:32604")
+    with pytest.raises(CubeError, match="burst lies in EPSG:32605, the grid in EPSG:32604"):
+        cslc.open_pairs(paths, geobox=other)
+    alone = cslc.open_pairs(paths[:3])
+    assert alone.temporal_baseline.to_numpy().tolist() == [6, 12, 6]
+    direct = insar.coherence(
+        cslc.open_cslc(paths[0]), cslc.open_cslc(paths[2]), multilook=(1, 2)
+    )  # fmt: skip
+    np.testing.assert_array_equal(alone.phase.isel(pair=1, pol=0), direct.phase)
+    assert alone.odc.geobox.resolution.x == 10
+    with pytest.raises(CubeError, match=r"make no pair .* that is 24 days apart"):
+        cslc.open_pairs(paths, baselines=(24,))
+
+
+def test_a_polarisation_without_a_partner_is_no_data(tmp_path: Path) -> None:
+    images = speckle((128, 160), 0.9, 0.3)
+    days = ("2022-12-16 16:16:51", "2022-12-28 16:16:51", "2023-01-09 16:16:51")
+    paths = [
+        write_cslc(tmp_path / f"{k}_{pol}.h5", images[k % 2], time, pol=pol)
+        for pol, dates in (("VH", days[:2]), ("VV", days))
+        for k, time in enumerate(dates)
+    ]
+    group = cslc.open_pairs(paths, baselines=(12,)).load()
+    assert group.pol.to_numpy().tolist() == ["vv", "vh"]
+    assert group.sizes["pair"] == 2
+    missing = np.isnan(group.coherence).all(("y", "x")).to_numpy()
+    assert missing.tolist() == [[False, False], [False, True]]
+    np.testing.assert_array_equal(group.phase[0, 0], group.phase[0, 1])
+    cubes.write(xr.DataTree.from_dict({"insar": group}), tmp_path / "pairs.zarr")
+    stored = cubes.open(tmp_path / "pairs.zarr")["insar"]
+    np.testing.assert_allclose(stored.coherence, group.coherence, atol=5.1e-5)
+    assert stored.orbit_state.to_numpy().tolist() == ["descending"] * 2
 
 
 @pytest.fixture
