@@ -44,6 +44,14 @@ class Request:
     items: tuple[str, ...] | None = None
     """JSON of STAC items in hand, in place of searching."""
 
+    def __eq__(self, other: object) -> bool:
+        """Return whether the two decide the same cube.
+
+        By hash: rows hold NaN as nodata, which equals nothing (from Python 3.13 on not even itself
+        inside a dataclass).
+        """
+        return isinstance(other, Request) and self.sha256 == other.sha256
+
     def __hash__(self) -> int:
         """Return a hash of what decides the cube."""
         return hash(self.sha256)
