@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,4 +51,5 @@ def test_the_road_and_back(tmp_path: Path) -> None:
     mended = json.loads((tmp_path / "last-run.json").read_text())
     assert mended["reused"] == [name for name in STAGES if name != "cubes"]
     assert cubes.verify(tmp_path / "cubes" / "train.zarr").state == "sealed"
-    assert "0 written, 6 reused" in log.getvalue()  # the test world's cube was whole
+    # the test world's cube was whole: all of its regions, however many, were left alone
+    assert re.search(r"0 written, [1-9]\d* reused", log.getvalue()), log.getvalue()[-2000:]
