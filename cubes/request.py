@@ -132,7 +132,6 @@ class Request:
                 "time": list(self.time),
                 "catalog": self.catalog.name,
                 "catalog_url": self.catalog.url,
-                "request_sha256": self.sha256,
             },
             missing=tuple(missing),
         )

@@ -407,8 +407,13 @@ class Plan:
 
     @property
     def sha256(self) -> str:
-        """Hash of the canonical JSON."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """Hash of the canonical JSON without the address at which the catalogue was asked.
+
+        A mirror, or the same server on another port, gives the same cube: a store begun from one
+        is gone on with and repaired from the other.
+        """
+        attrs = {k: v for k, v in self.attrs.items() if k != "catalog_url"}
+        return hashlib.sha256(replace(self, attrs=attrs).to_json().encode()).hexdigest()
 
 
 def _plain(asset: Asset) -> dict[str, Any]:

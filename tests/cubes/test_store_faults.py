@@ -265,6 +265,24 @@ def test_write_mends_what_is_lost(plan: Plan, whole: tuple[Path, Report], tmp_pa
     assert files(path) == files(whole[0])
 
 
+def test_a_catalogue_may_move_between_two_runs(
+    plan: Plan, whole: tuple[Path, Report], tmp_path: Path
+) -> None:
+    """A server on another port is the same catalogue: what is written is kept, byte for byte."""
+    first, moved = (
+        replace(plan, attrs={**plan.attrs, "catalog_url": f"http://127.0.0.1:{port}"})
+        for port in (8001, 8002)
+    )
+    path = tmp_path / "moved.zarr"
+    begun = store.write(first, path, layout=LAYOUT)
+    (path / "terrain/elevation/c/1/1").unlink()
+    report = store.write(moved, path, layout=LAYOUT, force=True)
+    assert (report.written, report.reused) == (1, 6)
+    assert report.tree_sha256 == begun.tree_sha256
+    elsewhere = replace(plan, attrs={**plan.attrs, "aoi": "elsewhere"})
+    assert elsewhere.sha256 != plan.sha256 == replace(moved, attrs=plan.attrs).sha256
+
+
 # -------------------------------------------------------------------------------------------- dask
 
 
