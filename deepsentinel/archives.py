@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import shutil
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cubes.types import CubeError
+from deepsentinel.stages import THREADS, environment
 
 
 def publish_all(
@@ -59,26 +59,11 @@ def publish_all(
         running[role] = context.Process(
             target=_publish, args=(role, row, seed, str(folder), messages), daemon=True
         )
-    with _one_thread():
+    # one thread each: there is one process per core already
+    with environment(dict.fromkeys(THREADS, "1")):
         for process in running.values():
             process.start()
     return _gather(running, messages, progress)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Make processes started inside use one thread each: there is one per core already."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _publish(role: str, row: str, seed: int, out: str, messages: Any) -> None:

@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from cubes.types import CubeError
 from deepsentinel.archives import bytes_under, publish_all, stac_api
-from deepsentinel.stages import Console, Memory, Result, Stages, cpu_seconds, digest, source_digest
+from deepsentinel.stages import (
+    Console,
+    Memory,
+    Result,
+    Stages,
+    cpu_seconds,
+    digest,
+    environment,
+    source_digest,
+)
 
 if TYPE_CHECKING:
     from cubes import Request, Samples
@@ -191,6 +200,7 @@ def build_cubes(job: _Job, worlds: Result) -> Result:
 
         result = {}
         with (
+            environment(),
             LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=2,
                 threads_per_worker=1,

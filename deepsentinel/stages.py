@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -112,6 +113,27 @@ class Memory:
                 except psutil.Error:  # it ended between being listed and being asked
                     continue
             self.peak = max(self.peak, total)
+
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that say how many threads numeric libraries start, read when they are first loaded."""
+
+
+@contextmanager
+def environment(changes: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Make `changes` to the environment, and in the end leave it as it was, whoever changed it.
+
+    A dask cluster sets ``OMP_NUM_THREADS=1`` for its workers in the process that starts them and
+    leaves it there; torch, loaded after that, trained the demo on one core of two.
+    """
+    before = dict(os.environ)
+    os.environ.update(changes or {})
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def cpu_seconds() -> float:

@@ -157,13 +157,17 @@ def test_build_bar(archives: Path, tmp_path: Path) -> None:
     archive = common.archive(archives, "optical", edge=1024, dates=4)
     for way, call in build.ways(archive).items():
         call(tmp_path / way)  # imports and page cache, for all of them
-    ratios = {}
-    for _ in range(3):  # a machine shared with others may fool one round of five
-        spent = build.paired(archive, tmp_path, 5)
-        ratios = {w: common.ratio(spent[w], spent["ours"]) for w in ("odc-stac", "stackstac")}
-        if min(ratios.values()) >= 1:
+    spent: dict[str, list[float]] = {}
+    best: dict[str, float] = {}
+    for _ in range(4):
+        # Others on the machine slow stretches of seconds down, whoever is running: everyone's best
+        # run is the one they did not meet, and more rounds give everyone more chances.
+        for way, took in build.paired(archive, tmp_path, 4).items():
+            spent.setdefault(way, []).extend(took)
+        best = {way: min(took) for way, took in spent.items()}
+        if best["ours"] <= min(best.values()):
             break
-    assert min(ratios.values()) >= 1.0, ratios
+    assert best["ours"] <= min(best.values()), spent
 
 
 # ---------------------------------------------------------------------------------------- stream

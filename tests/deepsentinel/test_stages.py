@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from deepsentinel.stages import Console, Memory, Result, Stages, digest, source_digest
+from deepsentinel.stages import (
+    Console,
+    Memory,
+    Result,
+    Stages,
+    digest,
+    environment,
+    source_digest,
+)
 
 
 @pytest.fixture
@@ -125,3 +134,13 @@ def test_memory_sees_children() -> None:
             [sys.executable, "-c", f"import time; x = b'1' * {size}; time.sleep(0.5)"], check=True
         )
     assert memory.peak > size
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HELD", "before")
+    monkeypatch.delenv("GIVEN", raising=False)
+    with environment({"GIVEN": "1"}):
+        assert os.environ["GIVEN"] == "1"
+        os.environ.update(HELD="changed", OMP_NUM_THREADS_OF_A_CLUSTER="1")
+    assert os.environ["HELD"] == "before"
+    assert not {"GIVEN", "OMP_NUM_THREADS_OF_A_CLUSTER"} & set(os.environ)
