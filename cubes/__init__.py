@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Window,
     )
     from cubes.vectors import rasterise
+    from cubes.withhold import withhold
 
 __version__ = "0.1.0"
 
@@ -94,6 +95,7 @@ _HOMES = {
     "stats": "stats",
     "valid": "cube",
     "verify": "store",
+    "withhold": "withhold",
     "write": "store",
 }
 
@@ -139,6 +141,7 @@ __all__ = [
     "stats",
     "valid",
     "verify",
+    "withhold",
     "write",
 ]
 

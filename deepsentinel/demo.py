@@ -350,9 +350,10 @@ _LEARNING = tuple(
     )
 )
 _PAGE = tuple(f"deepsentinel.{name}" for name in ("pictures", "charts", "page", "report"))
+_EMBEDDING = tuple(f"deepsentinel.{name}" for name in ("embed", "embedstore", "windows"))
 _SCORING = tuple(
     f"deepsentinel.{name}"
-    for name in ("evaluate", "landcover", "vegetation", "tasks", "metrics", "baselines")
+    for name in ("evaluate", "landcover", "gaps", "vegetation", "tasks", "metrics", "baselines")
 )
 
 
@@ -385,7 +386,7 @@ def embed_cube(job: _Job, built: Result, trained: Result) -> Result:
     key = job.key(
         job.done("train"),
         job.done("cubes"),
-        sources=("cubes", *_LEARNING, "deepsentinel.embed", "deepsentinel.embedstore"),
+        sources=("cubes", *_LEARNING, *_EMBEDDING),
     )
     store = job.out / "embedding.zarr"
 

@@ -48,6 +48,10 @@ class Options:
     """Groups that model and baselines may see; None: all there are."""
     gap: float | None = None
     """NDVI task: days of Sentinel-2 hidden at a time, both sides visible; None hides all."""
+    held: tuple[tuple[str, str], ...] | None = None
+    """NDVI task: spans of time (ISO 8601, UTC, end excluded) whose Sentinel-2 dates are hidden and
+    scored, as `cubes.withhold` returns them; all else may be seen. The floors are fitted on the
+    training samples with blocks of `gap` days hidden, by default as long as the first span."""
     controls: bool = True
     """Also score an encoder of the same shape with random weights."""
 

@@ -21,11 +21,13 @@ import torch
 from cubes import physics
 from cubes.types import CubeError
 from deepsentinel import baselines, metrics
+from deepsentinel.gaps import View, held_views, views
 from deepsentinel.tasks import (
     Bands,
     Evaluation,
     Options,
     Scored,
+    Tile,
     features,
     held_out,
     options_meta,
@@ -62,14 +64,14 @@ def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
     floors = _fit(model, thinned(train, options.train_samples), options)
     result = _Result(options=options)
     for item in stream(model, test, options):
-        for view in _views(item, options):
+        for view in held_views(item, options) if options.held else views(item, options):
             _score(model, floors, view, result)
     if not result.tally.sums:
         raise CubeError(
             "no clear pixel with Sentinel-1 in the test samples: nothing to score NDVI on"
         )
     return Evaluation(
-        task="ndvi" if options.gap is None else "ndvi-gap",
+        task="ndvi" if options.gap is None and not options.held else "ndvi-gap",
         table=_table(result.tally, options),
         arrays=result.arrays(),
         meta={
@@ -90,75 +92,6 @@ class _Floors:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _View:
-    """A batch of which some Sentinel-2 dates are hidden: what is asked, and what may be seen."""
-
-    item: Scored
-    x: dict[str, Any]
-    """The model's input without the hidden dates."""
-    truth: Floats
-    """(B, T, H, W), NaN where not clear."""
-    hidden: Bools
-    """(B, T), the dates asked for."""
-    days: Doubles
-    """(B, T), of Sentinel-2; padding holds anything."""
-
-
-def truth_ndvi(item: Scored) -> tuple[Floats, Doubles, Bools]:
-    """Return measured NDVI (B, T, H, W), NaN where not clear; days (B, T); present (B, T).
-
-    Raises
-    ------
-    CubeError
-        The batch has no Sentinel-2 reflectance with B04 and B08.
-    """
-    values = item.physical("s2/reflectance")
-    row = item.layer("s2/reflectance")
-    if values is None or not {"B04", "B08"} <= set(row.channels):
-        raise CubeError("the NDVI task needs s2/reflectance with the bands B04 and B08 in the cube")
-    red, nir = (values[:, :, row.channels.index(b)] for b in ("B04", "B08"))
-    index = np.clip(physics.ndvi(red, nir), -1, 1)
-    present = item.batch.present["s2"].cpu().numpy().astype(bool)
-    usable = np.broadcast_to(present[:, :, None, None], index.shape).copy()
-    clear = item.batch.stored.get("s2/clear")
-    if clear is not None:
-        usable &= clear[:, :, 0].cpu().numpy().astype(bool)
-    days = item.batch.days["s2"].cpu().numpy().astype(np.float64)
-    return np.where(usable, index, np.nan).astype(np.float32), days, present
-
-
-def _views(item: Scored, options: Options) -> list[_View]:
-    """Return the batch with all Sentinel-2 hidden, or once per block of `options.gap` days."""
-    if "s1" not in item.x:
-        raise CubeError("the NDVI task needs s1/backscatter in the cube")
-    truth, days, present = truth_ndvi(item)
-    if options.gap is None:
-        x = {k: v for k, v in item.x.items() if k != "s2"}
-        return [_View(item=item, x=x, truth=truth, hidden=present, days=days)]
-    first = np.where(present, days, np.inf).min(1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        block = np.where(present, np.floor((days - first) / options.gap), -1)
-    views = []
-    for k in range(int(block.max()) + 1):
-        hidden = block == k
-        if hidden.any():
-            x = {**item.x, "s2": _without(item.x["s2"], hidden)}
-            views.append(_View(item=item, x=x, truth=truth, hidden=hidden, days=days))
-    return views
-
-
-def _without(values: dict[str, Any], hidden: Bools) -> dict[str, Any]:
-    """Return a group's input with some dates turned into padding."""
-    keep = torch.from_numpy(~hidden).to(values["x"].device)
-    wide = keep[:, :, None, None, None]
-    out = {**values, "x": values["x"] * wide, "present": values["present"] & keep}
-    for name in ("valid", "clear"):
-        if name in values:
-            out[name] = values[name] & wide
-    return out
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Asked:
     """What one sample of a view asks at the chosen pixels: features of every contender."""
 
@@ -173,7 +106,7 @@ class _Asked:
     """(Q,)"""
 
 
-def _asked(view: _View, options: Options) -> list[_Asked]:
+def _asked(view: View, options: Options) -> list[_Asked]:
     out = []
     present = view.item.batch.present["s1"].cpu().numpy().astype(bool)
     for b in range(len(view.item)):
@@ -249,7 +182,7 @@ def _box(values: npt.NDArray[Any]) -> Floats:
     return mean.reshape(values.shape).numpy()
 
 
-def _model_ndvi(model: Any, view: _View) -> tuple[Floats, Floats]:
+def _model_ndvi(model: Any, view: View) -> tuple[Floats, Floats]:
     """Return the model's NDVI (B, T, H, W) and bands (B, T, C, H, W) at Sentinel-2's dates."""
     device = next(iter(model.parameters())).device
     known = np.isfinite(view.days) & view.hidden
@@ -281,7 +214,7 @@ def _readout(guess: Floats, bands: Floats, dense: Floats, asked: _Asked) -> Floa
 class _Seen:
     """What every contender sees of a view; the model runs once, when first asked."""
 
-    def __init__(self, model: Any, view: _View, options: Options) -> None:
+    def __init__(self, model: Any, view: View, options: Options) -> None:
         self.view, self.options = view, options
         self.radar = _Radar(view.item)
         self.guess, self.bands = _model_ndvi(model, view)
@@ -295,7 +228,7 @@ class _Seen:
             MODEL: _readout(self.guess, self.bands, self.dense, a),
             DECODER: _flat(self.guess[a.b, a.queries])[:, a.pixels],
         }
-        if self.options.gap is None:
+        if not self.view.gapped:
             return x
         view = self.view
         known = ~view.hidden[a.b] & np.isfinite(view.truth[a.b]).any((1, 2))
@@ -314,7 +247,7 @@ def _fit(model: Any, train: Any, options: Options) -> _Floors:
         ridges={name: baselines.Ridge(gaps=name != MODEL) for name in (MODEL, RIDGE, RIDGE_AREA)},
     )
     for item in stream(model, train, options):
-        for view in _views(item, options):
+        for view in views(item, options):
             wanted = _asked(view, options)
             if not wanted:
                 continue
@@ -376,7 +309,7 @@ class _Result:
         }
 
 
-def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
+def _score(model: Any, floors: _Floors, view: View, result: _Result) -> None:
     climatology = floors.climatology.table()
     wanted = _asked(view, result.options)
     if not wanted:
@@ -384,10 +317,12 @@ def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
     seen = _Seen(model, view, result.options)
     for asked in wanted:
         x = seen.of(asked)
-        tile = view.item.tile(asked.b, result.options.tile)
+        tiles = _tiles(view, asked, result.options)
         for row, day in enumerate(asked.days):
+            block = int(view.block[asked.b, asked.queries[row]])
             month = baselines.month_of(float(day))
             y = asked.y[row]
+            clear = {t: here for t, here in tiles.items() if np.isfinite(y[here]).any()}
             floor = np.full(y.shape, climatology[month - 1], np.float32)
             guesses: dict[str, Floats] = {CLIMATOLOGY: floor, DECODER: x[DECODER][row]}
             for name, ridge in floors.ridges.items():
@@ -396,12 +331,23 @@ def _score(model: Any, floors: _Floors, view: _View, result: _Result) -> None:
                 if name in x:
                     guesses[name] = np.where(np.isfinite(x[name][row]), x[name][row], floor)
             for name, guess in guesses.items():
-                sums = metrics.regression_sums(y, guess)
-                result.tally.add(name, tile, sums)
-                result.months.add(name, month, sums)
+                for tile, here in clear.items():
+                    sums = metrics.regression_sums(y[here], guess[here])
+                    result.tally.add(name, (*tile, block), sums)
+                    result.months.add(name, month, sums)
                 if name != CLIMATOLOGY:
                     _densify(result, name, y, guess)
     _examples(seen, floors, result)
+
+
+def _tiles(view: View, asked: _Asked, options: Options) -> dict[Tile, Any]:
+    """Return which of the pixels asked for lie in which ground tile."""
+    store, top, left = (int(v) for v in view.item.batch.place[asked.b, :3])
+    width = view.truth.shape[-1]
+    y, x = (top + asked.pixels // width, left + asked.pixels % width)
+    keys = np.stack([y // options.tile, x // options.tile], 1)
+    unique, inverse = np.unique(keys, axis=0, return_inverse=True)
+    return {(store, int(r), int(c)): inverse.ravel() == k for k, (r, c) in enumerate(unique)}
 
 
 def _densify(result: _Result, name: str, y: Floats, guess: Floats) -> None:

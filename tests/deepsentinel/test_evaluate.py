@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from cubes.types import CubeError
 from deepsentinel.evaluate import Evaluation, Options, assess, evaluate
+from deepsentinel.gaps import truth_ndvi
+from deepsentinel.tasks import stream
 
+EPOCH, DAY = np.datetime64("2000-01-01", "s"), np.timedelta64(1, "D")
 FAST = Options(batch_size=8, draws=200, controls=False, tile=32, train_pixels=1500, pixels=128)
 
 
@@ -221,6 +224,48 @@ def test_gaps_hide_the_asked_dates_and_nothing_else(config: Any, parts: dict[str
     assert all(there and gone for there, gone in asked)
     assert table.loc["linear interpolation", "skill"] > table.loc["last clear date", "skill"]
     assert {"ridge", "month climatology", "model, decoder alone"} <= set(table.index)
+
+
+def test_dates_held_out_are_hidden_and_they_alone_are_scored(
+    config: Any, parts: dict[str, Any]
+) -> None:
+    held = (("2022-04-10", "2022-04-20"), ("2022-05-20T12:00:00", "2022-06-08"))
+    spans = [[float((np.datetime64(v, "s") - EPOCH) / DAY) for v in span] for span in held]
+    views = []
+
+    def inside(days: Any) -> Any:
+        return sum((days >= start) & (days < end) for start, end in spans) > 0
+
+    def predict(x: dict[str, dict[str, Tensor]], query: dict[str, Any]) -> Tensor:
+        views.append((x["s2"]["days"], x["s2"]["present"]))
+        return torch.zeros(*query["days"].shape, 4, *x["s2"]["x"].shape[-2:])
+
+    stub = Stub(config, flat, predict)
+    options = replace(FAST, held=held, tile=16, pixels=32 * 32)
+    found = run(stub, parts, "ndvi", options)
+    assert found.task == "ndvi-gap"
+    # in the views that are scored, at the end, all of the 9 dates are there but the 3 held out
+    days, present = views[-1]
+    assert present.sum(1).tolist() == [6] * len(days)
+    assert not (present & inside(days)).any()
+    scored, tiles = 0, set()
+    for item in stream(stub, parts["test"], options):
+        ndvi, at, _ = truth_ndvi(item)
+        asked = np.isfinite(ndvi) & inside(at)[:, :, None, None]
+        scored += int(asked.sum())
+        for b, t in np.argwhere(asked.any((2, 3))):
+            block = int(at[b, t] > spans[0][1])
+            y, x = np.nonzero(asked[b, t])
+            tiles |= {
+                (b, *item.batch.place[b, 1:3].tolist(), block, *v)
+                for v in zip(y // 16, x // 16, strict=True)
+            }
+    table = found.table
+    assert table["pixels"].iloc[0] == scored
+    assert table["tiles"].iloc[0] == len(tiles)  # ground by 16 px, each span a block of its own
+    assert table.loc["linear interpolation", "skill"] > 0.5
+    with pytest.raises(CubeError, match="no clear pixel"):
+        run(stub, parts, "ndvi", replace(options, held=(("1999-01-01", "1999-02-01"),)))
 
 
 def test_an_evaluation_survives_the_disk(
