@@ -208,4 +208,5 @@ def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.nda
 
 def instant(days: float) -> pd.Timestamp:
     """Return the UTC time (tz-naive) of days since 2000-01-01."""
-    return pd.Timestamp(EPOCH) + pd.Timedelta(days, unit="D")
+    # float64 days know a date to 0.2 microseconds; nobody states more than milliseconds
+    return pd.Timestamp(EPOCH) + pd.Timedelta(round(days * 86_400_000), unit="ms")

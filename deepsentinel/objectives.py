@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cubes.types import CubeError
 from deepsentinel.augment import Hiding, compact, hide, usable
-from deepsentinel.model import DIMS, Encoded, Fusion, Inputs, patchify
+from deepsentinel.model import DIMS, Encoded, Fusion, Inputs, order_statistics, patchify
 from deepsentinel.recipe import build
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ class Objective(Protocol):
 class Masked:
     """Say what a hidden date, sensor or block of ground would have shown: masked fusion.
 
-    L = mean over groups of [L1(decoder) + alone * L1(embedding and date alone)]
-        + index * L1(NDVI) + contrast * InfoNCE(two views)
+    L = sum over groups of w [L1(decoder) + alone * L1(embedding and date alone)
+        + summary * smoothL1(statistics of the series, linear in the embedding)
+        + index * L1(NDVI)] + contrast * InfoNCE(two views)
 
     Only pixels that are valid, clear and hidden from the view count. L1 of normalised values, as
     its optimum (the median) shrugs off missed clouds and speckle.
@@ -65,6 +66,9 @@ class Masked:
     """Dates asked of the decoder per group and sample."""
     alone: float = 0.5
     """Weight of the answer that has only the embedding to go by; 0 leaves it out."""
+    summary: float = 1.0
+    """Weight of the statistics of the whole series, which the embedding must tell linearly for
+    every pixel, also of a hidden sensor; 0 leaves it out."""
     index: float = 0.5
     """Weight of the error of NDVI, computed from the answer in physical units; needs the layer's
     mean and standard deviation in the model's configuration. 0 leaves it out."""
@@ -109,6 +113,10 @@ class Masked:
                 alone = target.error(short)
                 figures[f"alone/{group}"] = alone.detach()
                 loss = loss + self.alone * alone
+            if self.summary:
+                summary = self._summary(model, encoded, inputs[group], group, cut)
+                figures[f"summary/{group}"] = summary.detach()
+                loss = loss + self.summary * summary
             if self.index and target.ndvi is not None:
                 error = target.ndvi_error(full)
                 figures[f"ndvi/{group}"] = error.detach()
@@ -141,9 +149,7 @@ class Masked:
         chosen = (noise + (share > 0.05).float() + (share > 0).float()).topk(q, dim=1).indices
         rows = torch.arange(chosen.shape[0], device=chosen.device)[:, None]
         days = data["days"][rows, chosen].float()
-        layers = model.config.layers(group)
-        scale = [self.layers.get(r["name"], 1.0) for r in layers for _ in r["channels"]]
-        index = [i for i, r in enumerate(layers) for _ in r["channels"]]
+        index, scale = self._weights(model, group, days.device)
         p = model.config.patch
         weight = ok[rows, chosen][:, :, index] & hidden[rows, chosen][:, :, None]
         values = torch.where(weight, data["x"][rows, chosen], 0.0)
@@ -151,9 +157,37 @@ class Masked:
         return _Target(
             days_BQ=days,
             value=patchify(_to_multiple(values, p), p),
-            weight=weight_BNQPC * torch.tensor(scale, device=days.device),
-            ndvi=ndvi_constants(layers),
+            weight=weight_BNQPC * scale,
+            ndvi=ndvi_constants(model.config.layers(group)),
         )
+
+    def _weights(self, model: Fusion, group: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the layer of every channel of a group, and its weight."""
+        layers = model.config.layers(group)
+        index = [i for i, r in enumerate(layers) for _ in r["channels"]]
+        weight = [self.layers.get(r["name"], 1.0) for r in layers for _ in r["channels"]]
+        return torch.tensor(index, device=device), torch.tensor(weight, device=device)
+
+    def _summary(
+        self, model: Fusion, encoded: Encoded, data: Mapping[str, Tensor], group: str, cut: int
+    ) -> Tensor:
+        """Return the smooth L1 error of the statistics of all that there was, hidden or not."""
+        index, scale = self._weights(model, group, data["x"].device)
+        ok = usable(data)[:, :, index]
+        truth = order_statistics(torch.where(ok, data["x"], 0.0), ok)
+        weight = ok.any(1).float() * scale[:, None, None]
+        p = model.config.patch
+        both = torch.stack([truth, weight.repeat(1, truth.shape[1] // weight.shape[1], 1, 1)], 1)
+        truth_BNPF, weight_BNPF = patchify(_to_multiple(both, p), p).unbind(2)
+        pixel = model.decoder.summarise(encoded.embedding_BNPE, group, dims=cut).float()
+        error = F.smooth_l1_loss(pixel, truth_BNPF, reduction="none") * weight_BNPF
+        # The patch's own embedding tells the mean of its pixels.
+        own = F.layer_norm(model.to_patch(encoded.place_BND).float(), (model.config.dims,))
+        patch = model.decoder.summarise(own, group, dims=cut).float()
+        share = weight_BNPF.sum(2)
+        mean = (truth_BNPF * weight_BNPF).sum(2) / share.clamp(min=1e-6)
+        coarse = F.smooth_l1_loss(patch, mean, reduction="none") * share
+        return (error.sum() + 0.5 * coarse.sum()) / weight_BNPF.sum().clamp(min=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from deepsentinel.model import (
     flops,
     order_statistics,
     patchify,
+    rotation,
     unpatchify,
 )
 
@@ -226,6 +227,40 @@ def test_order_statistics_are_numpys(dates: int) -> None:
         assert np.allclose(got[:, row], np.where(n > 0, want, 0), atol=1e-6)
 
 
+def test_nothing_linear_in_the_statistics_is_lost(sample: Any) -> None:
+    """What was measured of a pixel comes back from its embedding by the transposed rotation."""
+    model = nano()
+    e = model.encode(sample)
+    back = torch.empty_like(model.order)
+    back[model.order] = torch.arange(len(back))
+    m = model.config.parts[0]
+    told = e.embedding_BNPE[..., back][..., :m]  # rotated, up to a shift and a scale per pixel
+    ones = torch.ones(m)
+    basis = torch.cat([model.measure, ones[None] / m**0.5])
+    want = torch.cat([e.series[g].statistics_BNPF for g in ("s1", "s2")], -1)
+    got = (told @ torch.linalg.pinv(basis))[..., : want.shape[-1]]
+    cosine = torch.cosine_similarity(got, want, dim=-1)
+    assert cosine.min() > 0.999
+    assert torch.allclose(model.measure, Fusion(model.config).measure)
+
+
+@pytest.mark.parametrize("rows", [5, 80, 300])
+def test_rotations_keep_lengths(rows: int) -> None:
+    q = rotation(rows, 80)
+    assert q.shape == (rows, 80)
+    assert torch.equal(q, rotation(rows, 80))
+    gram = q @ q.T if rows <= 80 else q.T @ q
+    assert torch.allclose(gram, gram[0, 0] * torch.eye(len(gram)), atol=1e-4)
+    x = torch.randn(2000, rows)
+    assert (x @ q).var() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("measured", [0.0, 0.995])
+def test_all_learned_and_all_but_one_measured(sample: Any, measured: float) -> None:
+    out = outputs(nano(measured=measured), sample)
+    assert all(v.isfinite().all() for v in out.values())
+
+
 def test_patches_and_back() -> None:
     x = torch.arange(2 * 3 * 4 * 16 * 24.0).reshape(2, 3, 4, 16, 24)
     y = patchify(x, 8)
@@ -251,8 +286,10 @@ def test_every_weight_learns(sample: Any) -> None:
     out = model(sample)
     days = sample["s2"]["days"][:, :2]
     total = sum(v.square().mean() * 0 + (v * torch.randn_like(v)).mean() for v in out.values())
+    e = model.encode(sample)
     for group in ("s1", "s2"):
         total = total + model.predict(sample, {"group": group, "days": days}).square().mean()
+        total = total + model.decoder.summarise(e.embedding_BNPE, group).square().mean()
     total.backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     # A static layer has one "date" and no season: nothing to choose among.
@@ -341,6 +378,8 @@ def test_clear_errors(sample: Any, tmp_path: Path) -> None:
         FusionConfig.sized("smal", GROUPS)
     with pytest.raises(ModelError, match="multiple of 4 x heads"):
         FusionConfig.sized("nano", GROUPS, heads=6)
+    with pytest.raises(ModelError, match="measured=1: a share"):
+        FusionConfig.sized("nano", GROUPS, measured=1)
     with pytest.raises(ModelError, match="this model predicts s1, s2"):
         model.predict(sample, {"group": "static", "days": sample["s2"]["days"]})
     with pytest.raises(ModelError, match="at least one of s1, s2"):
@@ -353,7 +392,10 @@ def test_clear_errors(sample: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     note = tmp_path / "config.json"
     note.write_text(json.dumps({**json.loads(note.read_text()), "format": 99}))
-    with pytest.raises(ModelError, match="format 99"):
+    with pytest.raises(ModelError, match=r"format 99.*upgrade"):
+        Fusion.from_pretrained(tmp_path)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "format": 1}))
+    with pytest.raises(ModelError, match=r"format 1.*train it again"):
         Fusion.from_pretrained(tmp_path)
     with pytest.raises(ModelError, match="without statistics"):
         _ = model.normaliser

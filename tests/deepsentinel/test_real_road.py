@@ -50,9 +50,8 @@ def test_gaps_of_a_field_in_flanders(
     options = Options(held=held, tile=16, pixels=512, batch_size=1, draws=200)
     found = assess(model, test, task="ndvi", train_samples=train, options=options)
     table = found.table
-    assert {"model", "ridge", "linear interpolation", "last clear date", "month climatology"} <= set(
-        table.index
-    )
+    floors = {"ridge", "linear interpolation", "last clear date", "month climatology"}
+    assert {"model", *floors} <= set(table.index)
     assert table["pixels"].nunique() == 1
     assert table["pixels"].iloc[0] > 5000
     # After 12 steps nothing is claimed of the model; what lies on both sides of a gap tells a lot.
