@@ -68,7 +68,9 @@ def timeline(cube: xr.DataTree) -> Figure:
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(False, axis="y")
     concise: Any = mdates.ConciseDateFormatter  # untyped in matplotlib
-    ax.xaxis.set_major_formatter(concise(ax.xaxis.get_major_locator()))
+    # ticks name their months: beside them the year alone is missing
+    offset = ["", "%Y", "%Y", "%Y-%m-%d", "%Y-%m-%d", "%Y-%m-%d %H:%M"]
+    ax.xaxis.set_major_formatter(concise(ax.xaxis.get_major_locator(), offset_formats=offset))
     return fig
 
 

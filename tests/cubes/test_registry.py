@@ -87,3 +87,33 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path, text: str, word: str) -> No
     path.write_text(text)
     with pytest.raises(CubeError, match=word):
         registry.catalog(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "land_km2", "towns"),
+    [
+        # areas as the states and countries give them; towns lon, lat
+        ("california", 403_900, [(-121.49, 38.58), (-117.16, 32.72), (-122.20, 41.97)]),
+        ("central-valley", 47_000, [(-119.79, 36.74), (-121.84, 39.73), (-119.02, 35.37)]),
+        ("iowa", 145_700, [(-93.62, 41.59), (-96.40, 42.50), (-90.66, 42.50)]),
+        ("catalonia", 32_100, [(2.17, 41.39), (0.63, 41.62), (1.25, 41.12)]),
+        ("ethiopia", 1_104_000, [(38.75, 9.02), (41.87, 9.60), (39.47, 13.49)]),
+        ("uganda", 241_000, [(32.58, 0.35), (30.66, -0.61), (34.18, 1.08)]),
+        ("sumatra", 434_000, [(98.67, 3.59), (104.75, -2.98), (100.36, -0.90)]),
+    ],
+)
+def test_areas_of_the_predecessors(
+    name: str, land_km2: float, towns: list[tuple[float, float]]
+) -> None:
+    import pyproj
+    import shapely
+
+    area = shapely.from_wkt(registry.named_aoi(name).wkt)
+    assert area.is_valid
+    for lon, lat in towns:
+        assert area.contains(shapely.Point(lon, lat)), (lon, lat)
+    parts = area.geoms if hasattr(area, "geoms") else [area]
+    geod = pyproj.Geod(ellps="WGS84")
+    km2 = sum(abs(geod.geometry_area_perimeter(p)[0]) for p in parts) / 1e6
+    assert km2 == pytest.approx(land_km2, rel=0.10 if name == "central-valley" else 0.03)
+    assert name in registry.aois()
