@@ -55,6 +55,6 @@ docs: $(READY)
 	$(BIN)/python -m pytest tests/test_docs.py $(PYTEST)
 
 clean:
-	rm -rf $(VENV) .venv313 build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) .venv313 .venvpgstac build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	    .hypothesis demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

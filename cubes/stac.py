@@ -184,7 +184,9 @@ def _ask(
             # a server that does not list its conformance classes is asked all the same
             warnings.simplefilter("ignore")
             client = pystac_client.Client.open(catalog.url, timeout=TIMEOUT, stac_io=_stac_io())
-            found = _pages(client, {**asked, **({"query": query} if query else {})}, catalog)
+            # A plain value means equality here; servers take nothing but operators.
+            operators = {k: v if isinstance(v, Mapping) else {"eq": v} for k, v in query.items()}
+            found = _pages(client, {**asked, **({"query": operators} if query else {})}, catalog)
             if not found and query:
                 # Some servers take a query and answer nothing (rustac in memory): ask without,
                 # and filter here.
