@@ -22,7 +22,7 @@ import numpy as np
 from cubes.access import redact
 from cubes.items import Bounds, area, in_hand, interval, matches, row, self_href, table
 from cubes.static import TIMEOUT, Item, walk
-from cubes.types import Access, ArrayPlan, Asset, Catalog, CubeError
+from cubes.types import AOI, Access, ArrayPlan, Asset, Catalog, CubeError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,6 +95,23 @@ def granules(
     return table(kept)
 
 
+def holds(
+    catalog: Catalog, collection: str, area_: AOI, time: tuple[str, str] | None = None
+) -> bool:
+    """Return whether a collection has anything in an area and time; asks an API for one item."""
+    import shapely
+
+    where = area(None, shapely.from_wkt(area_.wkt))
+    try:
+        if catalog.kind == "api":
+            return bool(_ask(catalog, collection, where, time, {}, most=1))
+        return bool(len(granules(catalog, collection, geometry=where, time=time)))
+    except CubeError as error:
+        if "no granules" in str(error):
+            return False
+        raise
+
+
 def _may_be(item: Mapping[str, Any], collection: str) -> bool:
     return item.get("collection") in (None, collection)
 
@@ -164,12 +181,16 @@ def _ask(
     where: BaseGeometry | None,
     time: tuple[str, str] | None,
     query: dict[str, Any],
+    *,
+    most: int | None = None,
 ) -> list[Item]:
     import pystac_client
     import requests
     from pystac_client.exceptions import APIError
 
-    asked: dict[str, Any] = {"collections": [collection], "limit": catalog.page_size}
+    asked: dict[str, Any] = {
+        "collections": [collection], "limit": catalog.page_size, "max_items": most,
+    }  # fmt: skip
     if where is not None:
         asked["intersects"] = json.loads(_geojson(where))
     if time is not None:

@@ -93,6 +93,13 @@ def _search(options: argparse.Namespace) -> None:
 def _build(options: argparse.Namespace) -> int:
     import cubes
 
+    if options.like:
+        return _gather(options)
+    lost = [f"--{n}" for n in ("area", "time") if getattr(options, n) is None]
+    lost += ["STORE"] if options.store is None else []
+    if lost:
+        raise cubes.CubeError(f"{', '.join(lost)} missing; see deepsentinel build --help")
+    options.store = Path(options.store)
     plan = _request(options).plan()
     layout = cubes.Layout(patch=options.patch, codec=options.codec)
     report = cubes.write(
@@ -100,6 +107,32 @@ def _build(options: argparse.Namespace) -> int:
     )
     print(report)
     return 0 if report.state == "sealed" else 1
+
+
+def _gather(options: argparse.Namespace) -> int:
+    from cubes import gathering
+
+    changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
+    if options.time is not None:
+        first, _, last = options.time.partition("/")
+        changes["time"] = (first, last or first)
+    area = options.store or options.area
+    out = options.out or Path(f"{options.like}-{options.store or 'land'}")
+    table = gathering.gather(
+        gathering.recipe(options.like, **changes),
+        _area(area) if area else None,
+        out,
+        catalog=_catalog(options),
+        limit=options.limit,
+        progress=_progress("build"),
+    )
+    told = table.drop(columns=["reason", "store", "items"], errors="ignore")
+    print(told.to_string(index=False))
+    if (table["state"] == gathering.UNMATCHED).any():
+        for reason, lost in table[table["state"] == gathering.UNMATCHED].groupby("reason"):
+            print(f"{len(lost)} of {len(table)} without a match: {reason}")
+    print(f"{(table['state'] == gathering.MATCHED).sum()} cubes in {out / 'cubes'}")
+    return 0
 
 
 def _progress(stage: str) -> Any:
@@ -198,8 +231,7 @@ def _area(text: str) -> Any:
 def _request(options: argparse.Namespace) -> Request:
     import cubes
 
-    for path in options.rows:
-        cubes.add(path)
+    catalog = _catalog(options)
     given: dict[str, Any] = {"on_missing": options.on_missing, "max_gib": options.max_gib}
     if options.size is not None:
         given["size"] = options.size
@@ -208,11 +240,19 @@ def _request(options: argparse.Namespace) -> Request:
             given[name] = tuple(getattr(options, name).split(","))
     if options.resolution is not None or options.crs is not None:
         given["grid"] = cubes.Grid(resolution=options.resolution or 10.0, crs=options.crs)
-    catalog = cubes.catalog(
-        options.catalog, **({"url": options.url} if options.url is not None else {})
-    )
     layers = options.layers.split(",") if options.layers else None
     return cubes.Request.of(_area(options.area), options.time, layers, catalog=catalog, **given)
+
+
+def _catalog(options: argparse.Namespace) -> Any:
+    """Return the catalogue asked for, after adding the user's own rows."""
+    import cubes
+
+    for path in options.rows:
+        cubes.add(path)
+    return cubes.catalog(
+        options.catalog, **({"url": options.url} if options.url is not None else {})
+    )
 
 
 def _samples(options: argparse.Namespace, stores: Sequence[Path] | None = None) -> Samples:
@@ -247,9 +287,9 @@ def _split(options: argparse.Namespace, samples: Samples) -> dict[str, Samples]:
     )
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--area", required=True, help=AREA_HELP)
-    parser.add_argument("--time", required=True, help='"2023-04/2023-10", or one "2023"; UTC')
+def _add_request(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("--area", required=required, help=AREA_HELP)
+    parser.add_argument("--time", required=required, help='"2023-04/2023-10", or one "2023"; UTC')
     parser.add_argument("--layers", help="comma-separated, e.g. s1/backscatter,s2/reflectance")
     parser.add_argument("--catalog", default="planetary-computer", help="a name, or a TOML file")
     parser.add_argument("--url", help="where the catalogue is, in place of its row's url")
@@ -304,8 +344,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print the plan itself")
 
     made = command("build", _build, "write the cube of an area into a Zarr store; run it again")
-    made.add_argument("store", type=Path, help="path of the store")
-    _add_request(made)
+    made.add_argument("store", nargs="?", help="path of the store; with --like: the area")
+    _add_request(made, required=False)
+    group = made.add_argument_group("a predecessor's recipe: many cubes, dates by its rule")
+    group.add_argument("--like", metavar="RECIPE", help="sen12ts or deepsentinel-1k")
+    group.add_argument("--out", type=Path, help="folder (RECIPE-AREA)")
+    group.add_argument("--limit", type=int, help="most patches")
+    group.add_argument("--seed", type=int, default=0, help="of points, pairs and caps")
+    group.add_argument("--without", action="append", default=[], metavar="LAYER")
     made.add_argument("--patch", type=int, default=256, help="edge of a shard in pixels")
     made.add_argument("--codec", choices=("lz4", "zstd", "none"), default="lz4")
     made.add_argument("--force", action="store_true", help="replace a store of another plan")

@@ -64,6 +64,7 @@ CUBES = (
     "card",
     "stacdocs",
     "zones",
+    "gathering",
     "corpus",
     "publishing",
     # samples

@@ -17,7 +17,7 @@ newest, by calendar date as the file names have them.
 from __future__ import annotations
 
 from cubes.sen12ts.bands import Optical, Radar
-from cubes.sen12ts.choose import Rule, series
+from cubes.sen12ts.choose import Rule, candidates, series
 from cubes.sen12ts.read import inventory, read, read_all
 from cubes.sen12ts.write import export, label, optical, radar
 
@@ -25,6 +25,7 @@ __all__ = [
     "Optical",
     "Radar",
     "Rule",
+    "candidates",
     "export",
     "inventory",
     "label",

@@ -168,8 +168,7 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
     if rule is None and FILES in cube.attrs:
         return _named(cube, [str(n) for n in cube.attrs[FILES]])
     rule = rule or Rule()
-    s2 = group(cube, "s2")
-    found = _candidates(cube, rule, s2)
+    found = candidates(cube, rule)
     out = []
     for tile in _tiles(cube, rule.size):
         valid = _Valid(cube=cube, tile=tile, rule=rule)
@@ -189,9 +188,14 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
     return table[keep].reset_index(drop=True)
 
 
-def _candidates(cube: xr.DataTree, rule: Rule, s2: xr.Dataset) -> pd.DataFrame:
-    """Return every series with its Sentinel-2 image, whatever its pixels."""
-    s1, insar = group(cube, "s1"), group(cube, "insar")
+def candidates(cube: xr.DataTree, rule: Rule) -> pd.DataFrame:
+    """Return every series with its Sentinel-2 image, whatever its pixels: none is read.
+
+    One row each: ``track``, ``end``, ``date``, ``relative_orbit``, ``orbit_state``, ``s1`` and
+    ``pairs`` (places along time and pair, newest first), ``s2`` (place along time), ``gap``,
+    ``season``.
+    """
+    s1, insar, s2 = (group(cube, name) for name in ("s1", "insar", "s2"))
     pairs = _pairs(insar)
     found = runs.runs(_acquisitions(s1), dates=DATES, step="12D", pairs=pairs)
     dates = pd.DatetimeIndex(s2["time"].to_numpy()).normalize()

@@ -59,6 +59,14 @@ def test_help_loads_nothing_heavy() -> None:
         ),
         (["info", "no-such-store.zarr"], "no-such-store.zarr"),
         (["build", "x.zarr", "--area=3,2,1,4", "--time", "2020"], "antimeridian"),
+        (["build", "x.zarr", "--area=1,2,3,4"], "--time missing"),
+        (["build"], "--area, --time, STORE missing"),
+        (["build", "--like", "sen12t", "uganda"], "did you mean 'sen12ts'"),
+        (
+            ["build", "--like", "sen12ts", "uganda"],
+            "insar/coherence: the catalogue has no such layer",
+        ),
+        (["build", "--like", "sen12ts"], "covers an area: name one"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(
@@ -137,6 +145,20 @@ def test_the_verbs_in_order(
     assert Path(model, "model.safetensors").is_file()
     said("embed", model, store, embedding, "--dims", "16")
     assert "sealed" in said("info", embedding, "--verify", "quick")
+
+
+@pytest.mark.timeout(200)
+def test_a_predecessors_recipe(
+    request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [a.removeprefix("--area=") for a in request_of if a.startswith("--area=")]
+    source = [a for a in request_of if a.startswith(("--catalog", "--url"))]
+    asked = ["build", "--like", "deepsentinel-1k", *where, *source, "--limit", "2",
+             "--time=2021-05-01/2021-06-17", "--out", str(tmp_path / "ds")]  # fmt: skip
+    assert cli.main(asked) == 0
+    assert "2 cubes in" in capsys.readouterr().out
+    assert len(list((tmp_path / "ds" / "cubes").glob("*.zarr"))) == 2
+    assert (tmp_path / "ds" / "patches.csv").is_file()
 
 
 def test_damage_is_exit_code_1(
