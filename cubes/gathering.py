@@ -178,8 +178,8 @@ def gather(
         said = "; ".join(f"{layer}: {why}" for layer, why in lost.items())
         raise CubeError(
             f"recipe {made.name!r} needs layers that catalogue {source.name!r} cannot deliver for "
-            f"{where.name if where else 'all land'}: {said}. Name a catalogue that has them; labels, terrain and geometry "
-            "may be left out (without=)"
+            f"{where.name if where else 'all land'}: {said}. Name a catalogue that has them; "
+            "labels, terrain and geometry may be left out (without=)"
         )
     folder = Path(out)
     gathering = _Gathering(recipe=made, catalog=source, folder=folder)
