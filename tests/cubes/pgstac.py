@@ -115,7 +115,9 @@ class Database:
         )
 
     def stop(self) -> None:
-        """Stop it, open connections or not."""
+        """Stop it, open connections or not, if it ever ran."""
+        if not (self.data / "postmaster.pid").exists():
+            return
         self.program("pg_ctl", "-D", str(self.data), "-m", "immediate", "-w", "stop")
 
 
@@ -154,9 +156,9 @@ def running() -> Iterator[tuple[str, Database]]:
     with tempfile.TemporaryDirectory(prefix="pgstac-") as name:
         folder = Path(name)
         database = Database(folder)
-        database.start()
         api: subprocess.Popen[bytes] | None = None
         try:
+            database.start()
             command(database, "migrate")
             port = free_port()
             url = f"http://127.0.0.1:{port}"

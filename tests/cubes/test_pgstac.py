@@ -136,6 +136,69 @@ def test_a_search_finds_what_it_finds_in_hand(crowd: Any, asked: dict[str, Any])
     same(found, stac.granules(items, "many", **asked))
 
 
+INSIDE = shapely.box(-90.0, -45.0, 90.0, 60.0)
+
+
+def _inside(item: dict[str, Any]) -> bool:
+    west, south, east, north = item["bbox"]
+    return bool(west <= 90 and east >= -90 and south <= 60 and north >= -45)
+
+
+def _in_time(item: dict[str, Any]) -> bool:
+    return bool("2021-03-04" <= item["properties"]["datetime"] < "2021-06")
+
+
+def _answers(item: dict[str, Any]) -> bool:
+    properties = item["properties"]
+    return bool(properties["eo:cloud_cover"] < 20 and properties["platform"] == "sentinel-2b")
+
+
+QUERY = {"eo:cloud_cover": {"lt": 20}, "platform": "sentinel-2b"}
+
+
+@pytest.mark.parametrize(
+    ("where", "time", "query", "fits"),
+    [
+        (INSIDE, None, {}, _inside),
+        (None, ("2021-03-04", "2021-05"), {}, _in_time),
+        (None, None, QUERY, _answers),
+    ],
+    ids=["area", "time", "query"],
+)
+def test_the_server_itself_is_asked(
+    crowd: Any, where: Any, time: Any, query: dict[str, Any], fits: Any
+) -> None:
+    """Before our own filter: the server's answer is the one that plain Python finds."""
+    url, items = crowd
+    answer = stac._ask(served(url), "many", where, time, query)
+    ids = [item["id"] for item, _ in answer]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == {item["id"] for item in items if fits(item)}
+
+
+def test_an_answer_too_wide_and_out_of_order_is_filtered_and_sorted(
+    crowd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that ignores what it is asked, and repeats itself, changes nothing."""
+    url, items = crowd
+    ask = stac._ask
+
+    def careless(catalog: Catalog, collection: str, *_: Any) -> Any:
+        everything = ask(catalog, collection, None, None, {})
+        return everything + everything[:50]
+
+    monkeypatch.setattr(stac, "_ask", careless)
+    stac.forget_searches()
+    found = stac.granules(
+        served(url), "many", geometry=INSIDE, time=("2021-03-04", "2021-05"), query=QUERY
+    )
+    stac.forget_searches()
+    fit = [i for i in items if _inside(i) and _in_time(i) and _answers(i)]
+    expected = sorted((i["properties"]["datetime"], i["id"]) for i in fit)
+    assert expected
+    assert list(found["id"]) == [name for _, name in expected]
+
+
 def test_nothing_found_says_what_was_asked(crowd: Any) -> None:
     catalog = served(crowd[0])
     with pytest.raises(CubeError, match=r"no granules.*'many'.*time 1999"):
