@@ -22,8 +22,9 @@ from odc.geo.xr import wrap_xr
 
 import cubes
 from benchmarks import common
-from cubes import cslc, geometry, insar
-from cubes.geometry import Look
+from cubes.files import cslc
+from cubes.radar import geometry, insar
+from cubes.radar.geometry import Look
 
 Array = npt.NDArray[np.float64]
 ROWS = Path(__file__).resolve().parent.parent / "tests" / "real"

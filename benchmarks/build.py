@@ -179,7 +179,7 @@ def layout(archive: Archive, way: str, store: Path) -> tuple[Any, ...]:
 
 def fresh(way: Callable[[Path], None], folder: Path) -> float:
     """Return the seconds of one build into a new store, which is deleted again."""
-    from cubes import read
+    from cubes.reading import read
 
     store = Path(tempfile.mkdtemp(dir=folder)) / "cube.zarr"
     read.close_all()  # files opened by an earlier run are no part of this one

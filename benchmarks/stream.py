@@ -28,8 +28,9 @@ from odc.geo.xr import xr_coords
 
 import cubes
 from benchmarks import common
-from cubes import physics, registry, stream
-from cubes.sampleset import Samples
+from cubes import physics, registry
+from cubes.sampling import stream
+from cubes.sampling.sampleset import Samples
 from cubes.types import Layout, Window
 
 LAYERS = (
@@ -212,7 +213,7 @@ def codec(where: Race, threads: int) -> Callable[[], None]:
 
 def ours(where: Race, threads: int, workers: int = 0) -> Callable[[], None]:
     """Return our loader over the samples of the race, every batch taken and dropped."""
-    from deepsentinel.batch import loader
+    from deepsentinel.loading.batch import loader
 
     samples = where.samples.take(where.rows)
     one = loader(samples, where.batch, threads=threads, workers=workers, drop_last=False)

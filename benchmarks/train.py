@@ -100,8 +100,8 @@ def seconds_per_step(found: Any, made: Any, mode: str, norm: Any) -> float:
     """Return the steady seconds of a step of one training run, from its own history."""
     import pandas as pd
 
-    from deepsentinel.sources import CubeSource
-    from deepsentinel.train import train
+    from deepsentinel.training.sources import CubeSource
+    from deepsentinel.training.train import train
 
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,7 +117,7 @@ def seconds_per_step(found: Any, made: Any, mode: str, norm: Any) -> float:
 def normaliser(found: Any) -> Any:
     """Return the statistics of samples as `train` makes them."""
     import cubes
-    from deepsentinel.normalise import Normaliser
+    from deepsentinel.loading.normalise import Normaliser
 
     return Normaliser.of(cubes.stats(found), found.layers)
 

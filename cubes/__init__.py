@@ -13,26 +13,26 @@ Names are resolved on first use: importing this package loads neither rasterio n
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cubes.corpus import corpus, open_corpus
+    from cubes.corpora.corpus import corpus, open_corpus
+    from cubes.corpora.publishing import publish, verify_corpus
     from cubes.cube import check, valid
     from cubes.fields import extract
+    from cubes.fields.vectors import rasterise
     from cubes.grid import as_aoi as aoi
     from cubes.grid import like
-    from cubes.ledger import load_plan
-    from cubes.nbar import Angles
+    from cubes.optical.nbar import Angles, nbar
     from cubes.places import patches, points
-    from cubes.publishing import publish
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
     from cubes.request import Request, open_aoi
-    from cubes.samples import Samples, plan, split
-    from cubes.stats import stats
-    from cubes.store import open, repair, verify, write
+    from cubes.sampling.samples import Samples, plan, split
+    from cubes.sampling.stats import stats
+    from cubes.sampling.withhold import withhold
+    from cubes.store.ledger import load_plan
+    from cubes.store.verbs import open, repair, verify, write
     from cubes.types import (
         AOI,
         Access,
@@ -48,15 +48,14 @@ if TYPE_CHECKING:
         Report,
         Window,
     )
-    from cubes.vectors import rasterise
-    from cubes.withhold import withhold
+    from cubes.zones import by_zone
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AOI": "types",
     "Access": "types",
-    "Angles": "nbar",
+    "Angles": "optical.nbar",
     "AssetReadError": "types",
     "Catalog": "types",
     "ClearPolicy": "types",
@@ -68,35 +67,38 @@ _HOMES = {
     "Product": "types",
     "Report": "types",
     "Request": "request",
-    "Samples": "samples",
+    "Samples": "sampling.samples",
     "Window": "types",
     "add": "registry",
-    "aoi": "grid.as_aoi",
+    "aoi": "grid:as_aoi",
+    "by_zone": "zones",
     "catalog": "registry",
     "catalogs": "registry",
     "check": "cube",
-    "corpus": "corpus",
-    "extract": "fields",
+    "corpus": "corpora.corpus",
+    "extract": "fields.extract",
     "layer": "registry",
     "layers": "registry",
     "legend": "registry",
     "like": "grid",
-    "load_plan": "ledger",
-    "open": "store",
+    "load_plan": "store.ledger",
+    "nbar": "optical.nbar",
+    "open": "store.verbs",
     "open_aoi": "request",
-    "open_corpus": "corpus",
+    "open_corpus": "corpora.corpus",
     "patches": "places",
-    "plan": "samples",
+    "plan": "sampling.samples",
     "points": "places",
-    "publish": "publishing",
-    "rasterise": "vectors",
-    "repair": "store",
-    "split": "samples",
-    "stats": "stats",
+    "publish": "corpora.publishing",
+    "rasterise": "fields.vectors",
+    "repair": "store.verbs",
+    "split": "sampling.samples",
+    "stats": "sampling.stats",
     "valid": "cube",
-    "verify": "store",
-    "withhold": "withhold",
-    "write": "store",
+    "verify": "store.verbs",
+    "verify_corpus": "corpora.publishing",
+    "withhold": "sampling.withhold",
+    "write": "store.verbs",
 }
 
 __all__ = [
@@ -118,6 +120,7 @@ __all__ = [
     "Window",
     "add",
     "aoi",
+    "by_zone",
     "catalog",
     "catalogs",
     "check",
@@ -128,6 +131,7 @@ __all__ = [
     "legend",
     "like",
     "load_plan",
+    "nbar",
     "open",
     "open_aoi",
     "open_corpus",
@@ -141,6 +145,7 @@ __all__ = [
     "stats",
     "valid",
     "verify",
+    "verify_corpus",
     "withhold",
     "write",
 ]
@@ -151,7 +156,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'cubes' has no attribute {name!r}")
-    module, _, attribute = home.partition(".")
+    module, _, attribute = home.partition(":")
     value = getattr(import_module(f"cubes.{module}"), attribute or name)
     globals()[name] = value
     return value
@@ -160,16 +165,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the public names."""
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Package in which ``cubes.stats`` stays the verb when the module of its name is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Keep a public verb from being replaced by its module."""
-        if name in _HOMES and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from cubes import physics, plans, registry, stac
+from cubes import physics, plans, registry
+from cubes.stac.arrays import lazy
 from cubes.types import TIME_COORDS, ArrayPlan, Axis, ClearPolicy, CubeError, Layer, Plan
 
 BLOCK = 1024
@@ -70,7 +71,7 @@ def _chunks(plan: Plan) -> tuple[int, int]:
 
 def _physical(array: ArrayPlan, plan: Plan, reader: Literal["odc", "stackstac"]) -> xr.DataArray:
     layer = array.layer
-    work = stac.lazy(array, plan.geobox, plan.access, chunks=_chunks(plan), reader=reader)
+    work = lazy(array, plan.geobox, plan.access, chunks=_chunks(plan), reader=reader)
     if layer.kind in ("continuous", "phase"):
         data = work.map_blocks(physics.to_physical, layer, dtype="float32")
     else:

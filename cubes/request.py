@@ -14,8 +14,9 @@ import pandas as pd
 import xarray as xr
 
 from cubes import grid as grids
-from cubes import plans, registry, stac
+from cubes import plans, registry
 from cubes.cube import BLOCK, open_plan
+from cubes.stac import search as stac
 from cubes.types import AOI, Catalog, ClearPolicy, CubeError, Grid, Layer, OnMissing, Plan
 
 DEFAULT_LAYERS = ("s1/backscatter", "s2/reflectance", "s2/scl", "s2/clear")

@@ -2,7 +2,7 @@
 
 A table of granules has one row per catalogue item and the columns ``id, time, platform,
 relative_orbit, orbit_state, absolute_orbit, datatake, tile, baseline, properties`` (missing
-values None); see `cubes.stac.granules`.
+values None); see `cubes.stac.search.granules`.
 """
 
 from __future__ import annotations

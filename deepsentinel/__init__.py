@@ -6,37 +6,35 @@ loaded only by those who need it.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepsentinel.batch import Batch, Normaliser, inputs, loader
-    from deepsentinel.embed import embed, open_embeddings
-    from deepsentinel.evaluate import evaluate
+    from deepsentinel.embedding.embed import embed, open_embeddings
+    from deepsentinel.evaluation.evaluate import evaluate
+    from deepsentinel.loading.batch import Batch, Normaliser, inputs, loader
     from deepsentinel.model import Fusion, FusionConfig
+    from deepsentinel.pictures.report import report
     from deepsentinel.recipe import Recipe, load_recipe
-    from deepsentinel.report import report
-    from deepsentinel.train import Run, train
+    from deepsentinel.training.train import Run, train
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Batch": "batch",
+    "Batch": "loading.batch",
     "Fusion": "model",
     "FusionConfig": "model",
-    "Normaliser": "batch",
+    "Normaliser": "loading.batch",
     "Recipe": "recipe",
-    "Run": "train",
-    "embed": "embed",
-    "evaluate": "evaluate",
-    "inputs": "batch",
+    "Run": "training.train",
+    "embed": "embedding.embed",
+    "evaluate": "evaluation.evaluate",
+    "inputs": "loading.batch",
     "load_recipe": "recipe",
-    "loader": "batch",
-    "open_embeddings": "embed",
-    "report": "report",
-    "train": "train",
+    "loader": "loading.batch",
+    "open_embeddings": "embedding.embed",
+    "report": "pictures.report",
+    "train": "training.train",
 }
 
 __all__ = [
@@ -69,18 +67,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the exported names and the module's own."""
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Package in which verbs that share a module's name (train, embed, evaluate) stay verbs.
-
-    Importing ``deepsentinel.train`` would otherwise bind the module over the function.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _WHERE and isinstance(value, ModuleType):
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -63,7 +63,7 @@ def _is_users(error: Exception) -> bool:
 def _demo(options: argparse.Namespace) -> None:
     import signal
 
-    from deepsentinel.demo import demo
+    from deepsentinel.demo.road import demo
 
     # Ended from outside, it still ends its server and workers: exit runs what `finally` says.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -110,7 +110,7 @@ def _build(options: argparse.Namespace) -> int:
 
 
 def _gather(options: argparse.Namespace) -> int:
-    from cubes import gathering
+    from cubes.corpora import gathering
 
     changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
     if options.time is not None:
@@ -136,14 +136,14 @@ def _gather(options: argparse.Namespace) -> int:
 
 
 def _progress(stage: str) -> Any:
-    from deepsentinel.stages import Console
+    from deepsentinel.demo.stages import Console
 
     return Console().progress(stage)
 
 
 def _info(options: argparse.Namespace) -> int:
     import cubes
-    from deepsentinel import embedstore
+    from deepsentinel.embedding import embedstore
 
     code = 0
     for store in options.stores:
@@ -189,7 +189,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     import deepsentinel
-    from deepsentinel.evaluate import assess
+    from deepsentinel.evaluation.evaluate import assess
 
     model = deepsentinel.Fusion.from_pretrained(options.model)
     parts = _split(options, _samples(options))

@@ -546,7 +546,7 @@ class Fusion(nn.Module):
         if not self.config.normaliser:
             raise ModelError("this model was made without statistics; give inputs normalised")
         # Looked up only here: this file by itself imports with torch alone.
-        found = import_module("deepsentinel.normalise")
+        found = import_module("deepsentinel.loading.normalise")
         return found.Normaliser.from_json(json.dumps(self.config.normaliser))
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:

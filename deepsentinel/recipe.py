@@ -67,7 +67,7 @@ class DataRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveRecipe:
-    """What is learned: a name of `deepsentinel.objectives.OBJECTIVES` and its options."""
+    """What is learned: a name of `deepsentinel.training.objectives.OBJECTIVES` and its options."""
 
     name: str = "masked"
     options: Mapping[str, Any] = field(default_factory=dict)

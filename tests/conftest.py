@@ -37,6 +37,37 @@ def pytest_make_collect_report(
     return report
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the figures that tests measured, beside the bars that they had to keep."""
+    rows = [
+        (value, report.nodeid.rpartition("::")[2])
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        for name, value in getattr(report, "user_properties", ())
+        if name == "figure"
+    ]
+    if rows:
+        terminalreporter.section("measured")
+        width = max(len(value) for value, _ in rows)
+        for value, test in rows:
+            terminalreporter.write_line(f"{value:<{width}}  {test}")
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, object, str], None]:
+    """Return a function that notes a measured figure and its bar, for the end of the run.
+
+    ``figure("incidence of the look vectors, degrees", 38.9, "39 +- 2")``. It decides nothing: the
+    test asserts.
+    """
+
+    def note(what: str, value: object, bar: str) -> None:
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        record_property("figure", f"{what}: {text} (bar {bar})")
+
+    return note
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """Return the root of the project."""
@@ -59,7 +90,7 @@ def server() -> Iterator[Callable[..., str]]:
     ``server("collections.json", "items.json")`` starts one ``rustac serve`` process on a free
     loopback port; all of them end with the session.
     """
-    from deepsentinel.archives import find_rustac, stac_api
+    from deepsentinel.demo.archives import find_rustac, stac_api
 
     if find_rustac() is None:
         pytest.skip("rustac is not installed (pip install rustac): no STAC API to start")

@@ -201,7 +201,7 @@ def test_stream_bars(tmp_path: Path) -> None:
 
 
 def test_resident_source_gives_one_batch(tmp_path: Path) -> None:
-    from deepsentinel.sources import CubeSource, Source
+    from deepsentinel.training.sources import CubeSource, Source
 
     path = train.store(tmp_path, edge=64, dates=3)
     found = train.samples(path, size=32, dates=3)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cubes import geometry, names, runs
+from cubes import names, runs
+from cubes.radar import geometry
 from cubes.sen12ts.bands import BANDS, DATES, FILES, POLS, REPEAT, Array
 from cubes.series import track_label
 from cubes.types import CubeError
@@ -124,7 +125,7 @@ def prepared(cube: xr.DataTree | str | os.PathLike[str]) -> xr.DataTree:
         A layer is missing.
     """
     if not isinstance(cube, xr.DataTree):
-        from cubes import store
+        from cubes.store import verbs as store
 
         cube = store.open(cube, chunks=None)
     _check_layers(cube)

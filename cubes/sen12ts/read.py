@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cubes import files, geometry, names, registry
 from cubes import grid as grids
+from cubes import names, registry
 from cubes.cube import attributes
-from cubes.files import Tif
+from cubes.files import geotiff as files
+from cubes.files.geotiff import Tif
+from cubes.radar import geometry
 from cubes.sen12ts.bands import (
     BANDS,
     DATES,

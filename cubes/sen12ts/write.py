@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cubes import files, names, registry
+from cubes import names, registry
+from cubes.files import geotiff as files
 from cubes.sen12ts.bands import (
     BANDS,
     NODATA,

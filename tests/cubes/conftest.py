@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cubes import store
+from cubes.store import verbs as store
 from cubes.types import Plan, Report
 
 _spec = importlib.util.spec_from_file_location(

@@ -17,7 +17,9 @@ import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cubes import build, ledger, registry, store
+from cubes import registry
+from cubes.store import build, ledger
+from cubes.store import verbs as store
 from cubes.types import Access, ArrayPlan, Asset, Axis, ClearPolicy, Layout, Plan
 
 SIZE = 160

@@ -11,7 +11,8 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 from scipy.ndimage import gaussian_filter
 
-from cubes import physics, registry, store
+from cubes import physics, registry
+from cubes.store import verbs as store
 from cubes.types import Layer, Layout
 
 BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")

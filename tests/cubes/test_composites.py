@@ -12,8 +12,8 @@ from odc.geo.xr import xr_coords
 from scipy.ndimage import distance_transform_edt
 
 import cubes
-from cubes import composites
-from cubes.composites import BestPixel
+from cubes.optical import composites
+from cubes.optical.composites import BestPixel
 from cubes.types import ClearPolicy
 
 SIZE = 40

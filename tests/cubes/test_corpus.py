@@ -25,9 +25,10 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 import cubes
-from cubes import card, publishing, remote, stacdocs, store
-from cubes.corpus import Corpus, corpus, open_corpus
-from cubes.publishing import publish, verify_corpus
+from cubes.corpora import card, publishing, remote, stacdocs
+from cubes.corpora.corpus import Corpus, corpus, open_corpus
+from cubes.corpora.publishing import publish, verify_corpus
+from cubes.store import verbs as store
 from cubes.types import Layout
 from cubes.zones import by_zone
 
@@ -284,7 +285,7 @@ def test_a_strangers_corpus_cannot_reach_outside(made: Corpus, tmp_path: Path) -
         table = made.table.rename(index={"place-0": hostile})
         data = stacdocs.items_parquet(table, "three")
         (tmp_path / "out" / "items.parquet").write_bytes(data)
-        from cubes.ledger import sha256
+        from cubes.store.ledger import sha256
 
         body["assets"]["items"]["file:checksum"] = stacdocs.multihash(sha256(data))
         path.write_text(json.dumps(body))
@@ -478,13 +479,14 @@ def _tiny(tmp_path: Path, count: int) -> Corpus:
 
 
 @pytest.mark.slow
-def test_a_thousand_samples_open_in_two_seconds(tmp_path: Path) -> None:
+def test_a_thousand_samples_open_in_two_seconds(tmp_path: Path, figure) -> None:
     many = _tiny(tmp_path, 1000)
     publish(many, tmp_path / "out")
     began = time.perf_counter()
     opened = open_corpus(tmp_path / "out")
     seconds = time.perf_counter() - began
     assert len(opened) == 1000
+    figure("1,000 samples opened from a folder, seconds", seconds, "2")
     assert seconds < 2, f"opening took {seconds:.2f} s"
     assert verify_corpus(opened).reused == many.table["objects"].sum() + 5000
 
@@ -492,13 +494,16 @@ def test_a_thousand_samples_open_in_two_seconds(tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_thousand_samples_on_s3_open_in_two_seconds(tmp_path: Path, s3: dict[str, Any]) -> None:
+def test_a_thousand_samples_on_s3_open_in_two_seconds(
+    tmp_path: Path, s3: dict[str, Any], figure
+) -> None:
     many = _tiny(tmp_path, 1000)
     publish(many, "s3://corpora/many", options=s3)
     began = time.perf_counter()
     opened = open_corpus("s3://corpora/many", options=s3)
     seconds = time.perf_counter() - began
     assert len(opened) == 1000
+    figure("1,000 samples opened from S3, seconds", seconds, "2")
     assert seconds < 2, f"opening took {seconds:.2f} s"
     assert verify_corpus(opened).state == "sealed"
 

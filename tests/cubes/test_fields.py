@@ -15,7 +15,9 @@ from odc.geo.xr import xr_coords
 
 import cubes
 from cubes import cube as lazy_cubes
-from cubes import fields, opened, store
+from cubes.fields import extract as fields
+from cubes.store import opened
+from cubes.store import verbs as store
 
 gpd = pytest.importorskip("geopandas")
 

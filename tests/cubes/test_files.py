@@ -15,7 +15,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 import cubes
-from cubes import cslc, files, geometry, insar, rtc
+from cubes.files import cslc, rtc
+from cubes.files import geotiff as files
+from cubes.radar import geometry, insar
 from cubes.types import CubeError
 
 h5py = pytest.importorskip("h5py")

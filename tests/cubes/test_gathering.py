@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 import cubes
-from cubes import gathering, sen12ts, store, worlds
+from cubes import sen12ts, worlds
+from cubes.corpora import gathering
+from cubes.store import verbs as store
 from cubes.types import Catalog, CubeError
 
 pytestmark = pytest.mark.timeout(300)
@@ -47,10 +49,11 @@ def test_sen12ts_from_search_to_triplets(
     for row in matched.to_dict("records"):
         tree = cubes.open(row["store"])
         assert (tree["s1"].sizes["time"], tree["s2"].sizes["time"]) == (row["s1"], row["s2"])
-        # what the restricted cube holds is what the whole year would have given
+        # what the restricted cube holds is what the whole period would have given
         whole = cubes.Request.of(
-            world.aoi, triplets.time, triplets.layers, catalog=catalog, bands=triplets.bands
-        ).open()
+            world.aoi, triplets.time, triplets.layers, catalog=catalog, bands=triplets.bands,
+            like=tree["s2"].to_dataset(),
+        ).open()  # fmt: skip
         found = sen12ts.candidates(whole, RULE)
         dates = {whole["s1"].to_dataset()["time"].to_numpy()[i] for r in found["s1"] for i in r}
         assert set(tree["s1"].to_dataset()["time"].to_numpy()) == dates
@@ -78,6 +81,67 @@ def test_again_reads_no_pixel_and_chooses_the_same(
     again = gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog, limit=1)
     pd.testing.assert_frame_equal(first, again)
     assert [r.pixels_read for r in reports] == [0] * len(reports)
+
+
+def test_each_zone_has_its_own_cells_and_slivers_have_none(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path
+) -> None:
+    table = gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    zones = {str(cubes.load_plan(path).geobox.crs) for path in table["store"].dropna()}
+    assert zones == {"EPSG:32631", "EPSG:32632"}
+    every = replace(triplets, min_share=0.0)
+    assert len(gathering.gather(every, world.aoi, tmp_path, catalog=catalog)) == len(table) + 1
+
+
+def test_cells_share_one_search_per_collection(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from cubes.stac import search
+
+    walked = []
+    walk = search.walk
+    monkeypatch.setattr(search, "walk", lambda *a: walked.append(a[1]) or walk(*a))
+    table = gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    assert len(table) == 3
+    collections = {catalog.products[n].collection for n in triplets.layers if n in catalog.products}
+    # two zones are two blocks, and the check for lacking layers walks once more
+    assert len(walked) <= 3 * len(collections)
+    assert set(walked) == collections
+
+
+def test_a_patch_that_fails_stops_no_other_and_is_named(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(world.catalog.parent.parent, copy)
+    here = copy / world.catalog.relative_to(world.catalog.parent.parent)
+    broken = cubes.catalog("simulated", url=str(here))
+    whole = gathering.gather(triplets, world.aoi, tmp_path / "whole", catalog=broken, limit=2)
+    # pixels that only the second cell reads: break what its labels come from, file by file
+    target = whole["store"].iloc[1]
+    plan = cubes.load_plan(target)
+    first = {a.href for x in cubes.load_plan(whole["store"].iloc[0]).arrays for s in x.steps
+             for v in s.values() for a in v}  # fmt: skip
+    own = [a.href for x in plan.arrays for s in x.steps for v in s.values() for a in v
+           if a.href not in first]  # fmt: skip
+    if not own:
+        pytest.fail("the second cell reads nothing of its own: the test proves nothing")
+    Path(own[0].removeprefix("file://")).write_bytes(b"no TIFF")
+    with pytest.raises(CubeError, match=r"1 of 2 patches failed, the first \(.*run again"):
+        gathering.gather(triplets, world.aoi, tmp_path / "out", catalog=broken, limit=2)
+    told = pd.read_csv(tmp_path / "out" / "patches.csv")
+    assert sorted(told["state"]) == ["failed", "matched"]
+    assert told["reason"].dropna().str.len().gt(10).all()
+
+
+def test_areas_have_their_own_labels(tmp_path: Path) -> None:
+    for area, label in (("iowa", "cdl"), ("catalonia", "sigpac"), ("uganda", "worldcover")):
+        lacks = rf"for {area}: .*labels/{label}: the catalogue has no such"
+        with pytest.raises(CubeError, match=lacks):
+            gathering.gather("sen12ts", area, tmp_path, catalog="earth-search")
 
 
 def test_patches_without_a_match_say_why(

@@ -13,8 +13,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from odc.geo.xr import wrap_xr
 
-from cubes import geometry
-from cubes.geometry import Look
+from cubes.radar import geometry
+from cubes.radar.geometry import Look
 from cubes.types import CubeError
 
 # on the central meridian, so that grid north is true north
@@ -44,7 +44,7 @@ def test_a_plane_tilted_toward_the_sensor_reads_ellipsoidal_minus_slope(slope: f
     assert facing.dtype == np.float32
 
 
-def test_vector_and_angle_form_agree() -> None:
+def test_vector_and_angle_form_agree(figure) -> None:
     rng = np.random.default_rng(3)
     theta, heading = rng.uniform(20, 50, 500), rng.uniform(-180, 180, 500)
     slope, aspect = rng.uniform(0, 70, 500), rng.uniform(0, 360, 500)
@@ -55,6 +55,7 @@ def test_vector_and_angle_form_agree() -> None:
     by_vector = np.rad2deg(np.arccos(cosine))
     by_angle = geometry.local_incidence_from_angles(theta, heading - 90, slope, aspect)
     np.testing.assert_allclose(by_vector, by_angle, atol=1e-9)
+    figure("vector and angle form, degrees", float(np.abs(by_vector - by_angle).max()), "1e-9")
 
 
 @pytest.mark.parametrize("facing", [0.0, 45.0, 135.0, 270.0])
@@ -175,7 +176,7 @@ def test_hyp3_angles_are_above_the_horizon_and_from_east() -> None:
 
 
 @pytest.mark.real
-def test_real_opera_look_vectors_give_the_product_s_incidence(real: Path) -> None:
+def test_real_opera_look_vectors_give_the_product_s_incidence(real: Path, figure) -> None:
     h5py = pytest.importorskip("h5py")
     path = next((real / "opera-cslc").glob("*STATIC*.h5"))
     with h5py.File(path) as file:
@@ -183,6 +184,7 @@ def test_real_opera_look_vectors_give_the_product_s_incidence(real: Path) -> Non
         x, y = (file[f"data/{d}_coordinates"][()] for d in ("x", "y"))
     seen = np.isfinite(east) & (east != 0)
     look = Look.from_opera(np.where(seen, east, np.nan), np.where(seen, north, np.nan))
+    figure("OPERA STATIC, mean incidence", float(np.nanmean(look.incidence)), "about 39")
     assert np.nanmean(look.incidence) == pytest.approx(39, abs=2)
     # descending or ascending: a right-looking sensor stands heading - 90 from the target
     azimuth = np.rad2deg(np.arctan2(np.nanmean(look.east), np.nanmean(look.north)))
@@ -205,7 +207,9 @@ def _annotation(path: Path) -> tuple[float, np.ndarray]:
 
 
 @pytest.mark.real
-def test_real_backscatter_falls_with_local_incidence_only_under_the_true_look(real: Path) -> None:
+def test_real_backscatter_falls_with_local_incidence_only_under_the_true_look(
+    real: Path, figure
+) -> None:
     """Morocco, descending: a slope that faces the sensor is bright, one that faces away is dark."""
     from scipy.interpolate import griddata
 
@@ -235,6 +239,9 @@ def test_real_backscatter_falls_with_local_incidence_only_under_the_true_look(re
     true, angles = against(heading)
     mirrored, _ = against(heading + 180)
     low, high = np.percentile(angles, [1, 99])
+    figure("Morocco, dB against local incidence, true look", true, "< -0.2")
+    figure("Morocco, dB against local incidence, heading + 180", mirrored, "> 0.2")
+    figure("Morocco, local incidence, 1st and 99th percentile", f"{low:.1f}, {high:.1f}", "23, 47")
     assert true < -0.2
     assert mirrored > 0.2
     assert 20 < low < 26

@@ -14,9 +14,10 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cubes import ledger, registry
-from cubes.layout import array_layouts, region_keys, regions, spans
-from cubes.ledger import Build, Record
+from cubes import registry
+from cubes.store import ledger
+from cubes.store.layout import array_layouts, region_keys, regions, spans
+from cubes.store.ledger import Build, Record
 from cubes.types import ArrayPlan, Axis, CubeError, Layout, Plan
 
 

@@ -10,8 +10,8 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 import cubes
-from cubes import nbar
-from cubes.nbar import Angles
+from cubes.optical import nbar
+from cubes.optical.nbar import Angles
 
 # sen2nbar 2024.6.0, kernels.py and axioms.py, computed once: (band, sun zenith, view zenith,
 # relative azimuth) -> c-factor

@@ -18,7 +18,8 @@ import pytest
 import shapely
 
 import cubes
-from cubes import stac, worlds
+from cubes import worlds
+from cubes.stac import search as stac
 from cubes.types import Catalog, CubeError
 
 _spec = importlib.util.spec_from_file_location("pgstac", Path(__file__).with_name("pgstac.py"))

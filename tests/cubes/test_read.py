@@ -23,9 +23,9 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from pyproj import Transformer
 
-from cubes import access as gate
-from cubes.read import BELOW_NOISE, block, close_all, counting, mosaic, read
-from cubes.resample import frame, taps
+from cubes.reading import access as gate
+from cubes.reading.read import BELOW_NOISE, block, close_all, counting, mosaic, read
+from cubes.reading.resample import frame, taps
 from cubes.types import Access, ArrayPlan, Asset, AssetReadError, CubeError, Layer
 
 UTM31, UTM32 = "EPSG:32631", "EPSG:32632"
@@ -423,7 +423,7 @@ def test_a_replaced_file_is_read_anew(tmp_path: Path, local: Access) -> None:
 def test_a_block_of_a_far_coarser_grid_is_refused(
     path: Path, local: Access, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cubes.read.MAX_WINDOW", 200 * 100)
+    monkeypatch.setattr("cubes.reading.read.MAX_WINDOW", 200 * 100)
     assert read(asset(path), box(0, 0, 20, 10, 100), FLOAT, local).shape == (10, 20)
     with pytest.raises(AssetReadError, match="191 x 221 source pixels"):
         read(asset(path), box(0, 0, 23, 20, 100), FLOAT, local)

@@ -152,7 +152,7 @@ NAME = re.compile(r"RTC-S1_(T\d{3}-\d{6}-IW\d)_(\d{8}T\d{6})Z_\d{8}T\d{6}Z_(S1[A
 
 
 @pytest.mark.real
-def test_real_opera_dates_give_the_known_series(real: Path) -> None:
+def test_real_opera_dates_give_the_known_series(real: Path, figure) -> None:
     rows = []
     for path in sorted((real / "opera-rtc" / "T137-292318-IW1").glob("*_VV.tif")):
         found = NAME.search(path.name)
@@ -169,5 +169,7 @@ def test_real_opera_dates_give_the_known_series(real: Path) -> None:
     twelve = sorted(len(c) for c in runs.chains(table, step="12D"))
     assert twelve[-4:] == [3, 3, 6, 8]
     series = runs.runs(table)
+    figure("runs in the real OPERA dates", f"6 d {max(six)}, 12 d {twelve[-2:]}, series "
+           f"{len(series)}", "6, [6, 8], 8")  # fmt: skip
     assert len(series) == 3 + 5
     assert (series["start"].dt.year > 2021).all()

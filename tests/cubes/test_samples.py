@@ -16,11 +16,12 @@ import pytest
 import xbatcher
 from odc.geo.geobox import GeoBox
 
-from cubes import CubeError, Layout, Window, plan, split, stream
-from cubes import index as indexes
-from cubes import pool as pools
-from cubes.sampleset import uniform
-from cubes.splits import leaks
+from cubes import CubeError, Layout, Window, plan, split
+from cubes.sampling import index as indexes
+from cubes.sampling import pool as pools
+from cubes.sampling import stream
+from cubes.sampling.sampleset import uniform
+from cubes.sampling.splits import leaks
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
 assert _spec is not None
@@ -139,7 +140,7 @@ def test_plan_goes_through_xbatcher(
             assert set(ds["grid"].data.strides) == {0}
             super().__init__(ds, **how)
 
-    from cubes import samples as module
+    from cubes.sampling import samples as module
 
     module._windows.cache_clear()
     monkeypatch.setattr(xbatcher, "BatchGenerator", Spy)
@@ -499,7 +500,7 @@ def test_split_errors(cube: Any) -> None:
 
 def test_many_samples(cube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick to plan, small to keep, small to send to a worker."""
-    from cubes import samples as module
+    from cubes.sampling import samples as module
 
     real = indexes.index(cube[0])
     monkeypatch.setattr(module, "index", lambda _: replace(real, shape=(25600, 25600)))

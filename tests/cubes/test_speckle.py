@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from cubes import physics, speckle
+from cubes import physics
+from cubes.radar import speckle
 from cubes.types import CubeError
 
 LOOKS = 4.4

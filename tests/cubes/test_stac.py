@@ -19,9 +19,10 @@ import shapely
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
-from cubes import stac
-from cubes.items import COLUMNS, absolute, answers, interval, row
-from cubes.read import block
+from cubes.reading.read import block
+from cubes.stac import arrays
+from cubes.stac import search as stac
+from cubes.stac.items import COLUMNS, absolute, answers, interval, row
 from cubes.types import Access, ArrayPlan, Asset, Catalog, CubeError, Layer
 
 UTM31 = "EPSG:32631"
@@ -392,7 +393,7 @@ def test_lazy_equals_block(archive: Path, reader: Any, floats: bool) -> None:
     expected = np.stack([block(array, n, GRID, allowed) for n in range(4)])
     assert 0.3 < ((expected > 0) & np.isfinite(expected)).mean() < 1
     for chunks in ((150, 170), (64, 64), (70, 33)):
-        found = stac.lazy(array, GRID, allowed, chunks=chunks, reader=reader)
+        found = arrays.lazy(array, GRID, allowed, chunks=chunks, reader=reader)
         assert found.shape == (4, 2, 150, 170)
         assert found.dtype == array.layer.work_dtype
         assert found.chunks[2:] == _chunks((150, 170), chunks)
@@ -414,7 +415,7 @@ def test_names_follow_the_plan(archive: Path, reader: Any) -> None:
     array = planned(archive)
 
     def name(plan: ArrayPlan) -> str:
-        return str(stac.lazy(plan, GRID, allowed, chunks=(64, 64), reader=reader).name)
+        return str(arrays.lazy(plan, GRID, allowed, chunks=(64, 64), reader=reader).name)
 
     assert name(array) == name(planned(archive))
     first = array.steps[0]["B02"][0]
@@ -427,7 +428,7 @@ def test_names_follow_the_plan(archive: Path, reader: Any) -> None:
 def test_graphs_travel_to_other_processes(archive: Path, reader: Any) -> None:
     cloudpickle = pytest.importorskip("cloudpickle")
     allowed = Access(schemes=("file",), roots=(str(archive),))
-    found = stac.lazy(planned(archive), GRID, allowed, chunks=(150, 170), reader=reader)
+    found = arrays.lazy(planned(archive), GRID, allowed, chunks=(150, 170), reader=reader)
     again = pickle.loads(cloudpickle.dumps(found))
     np.testing.assert_array_equal(again.compute(), found.compute())
 
@@ -438,10 +439,10 @@ def test_layers_without_channels_and_without_assets(archive: Path, reader: Any) 
     flat = layer(name="terrain/elevation", dims=("y", "x"), channels=())
     one = Asset(href=str(archive / "00.tif"), item="i", key="k", nodata=0)
     array = ArrayPlan(layer=flat, steps=({"": (one,)},))
-    found = stac.lazy(array, GRID, allowed, chunks=(64, 64), reader=reader)
+    found = arrays.lazy(array, GRID, allowed, chunks=(64, 64), reader=reader)
     np.testing.assert_array_equal(found.compute()[0], block(array, 0, GRID, allowed))
     nothing = ArrayPlan(layer=layer(), steps=({}, {}))
-    found = stac.lazy(nothing, GRID, allowed, chunks=(64, 64), reader=reader)
+    found = arrays.lazy(nothing, GRID, allowed, chunks=(64, 64), reader=reader)
     assert found.shape == (2, 2, 150, 170)
     assert not found.compute().any()
 
@@ -450,13 +451,13 @@ def test_what_lazy_refuses(archive: Path) -> None:
     array = planned(archive)
     wrong: Any = "gdal"
     with pytest.raises(CubeError, match="odc and stackstac"):
-        stac.lazy(array, GRID, Access(), chunks=(64, 64), reader=wrong)
+        arrays.lazy(array, GRID, Access(), chunks=(64, 64), reader=wrong)
     derived = ArrayPlan(layer=layer(derived_from="s2/scl"), steps=())
     with pytest.raises(CubeError, match="s2/scl"):
-        stac.lazy(derived, GRID, Access(), chunks=(64, 64))
+        arrays.lazy(derived, GRID, Access(), chunks=(64, 64))
     odd = GeoBox((9, 9), Affine(10, 0, 0, 0, -10, 0), "+proj=laea +lat_0=51 +lon_0=4")
     with pytest.raises(CubeError, match="reader='odc'"):
-        stac.lazy(array, odd, Access(), chunks=(9, 9), reader="stackstac")
+        arrays.lazy(array, odd, Access(), chunks=(9, 9), reader="stackstac")
 
 
 @pytest.mark.real
@@ -486,7 +487,7 @@ def test_two_readers_on_real_scenes(real: Path) -> None:
     assert (expected > 0).mean() > 0.9
     assert expected[expected > 0].min() >= 1000
     for reader in READERS:
-        lazy = stac.lazy(array, grid, allowed, chunks=(128, 128), reader=reader)
+        lazy = arrays.lazy(array, grid, allowed, chunks=(128, 128), reader=reader)
         np.testing.assert_array_equal(lazy.compute(), expected)
 
 
@@ -504,9 +505,9 @@ def test_a_thousand_items_of_twelve_bands(reader: Any) -> None:
     array = ArrayPlan(layer=layer(channels=bands), steps=steps)
     grid = GeoBox((1024, 1024), Affine(10, 0, 500_000, 0, -10, 5_600_000), UTM31)
     small = ArrayPlan(layer=array.layer, steps=steps[:2])
-    stac.lazy(small, grid, Access(), chunks=(1024, 1024), reader=reader)  # imports
+    arrays.lazy(small, grid, Access(), chunks=(1024, 1024), reader=reader)  # imports
     started = time.process_time()
-    found = stac.lazy(array, grid, Access(), chunks=(1024, 1024), reader=reader)
+    found = arrays.lazy(array, grid, Access(), chunks=(1024, 1024), reader=reader)
     assert time.process_time() - started < 2
     assert found.numblocks == (1000, 12, 1, 1)
     if reader == "odc":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cubes import CubeError, Window, physics, plan, stats
-from cubes.stats import QUANTILES, merge
+from cubes.sampling.stats import QUANTILES, merge
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
 assert _spec is not None

@@ -17,7 +17,9 @@ import pytest
 import xarray as xr
 import zarr
 
-from cubes import build, cube, layout, ledger, metadata, registry, shards, store
+from cubes import cube, registry
+from cubes.store import build, layout, ledger, metadata, shards
+from cubes.store import verbs as store
 from cubes.types import CubeError, Layout, Plan, Report
 
 _spec = importlib.util.spec_from_file_location(
@@ -96,7 +98,7 @@ def test_chunks_do_not_change_values(whole: tuple[Path, Report], chunks: Any) ->
 def test_one_date_of_a_dask_cube_reads_one_step(
     whole: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cubes import opened
+    from cubes.store import opened
 
     seen: list[tuple[int, ...]] = []
     real_read = opened._Physical._read

@@ -18,7 +18,8 @@ import odc.geo.xr  # noqa: F401  registers the accessor
 import pytest
 import xarray as xr
 
-from cubes import build, layout, ledger, store
+from cubes.store import build, layout, ledger
+from cubes.store import verbs as store
 from cubes.types import AssetReadError, CubeError, Layout, Plan, Report
 
 _spec = importlib.util.spec_from_file_location(

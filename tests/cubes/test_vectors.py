@@ -12,7 +12,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 
 import cubes
-from cubes import registry, vectors
+from cubes import registry
+from cubes.fields import vectors
 from cubes.types import Legend
 
 gpd = pytest.importorskip("geopandas")

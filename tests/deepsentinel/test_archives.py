@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cubes.types import CubeError
-from deepsentinel import archives
+from deepsentinel.demo import archives
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.linear_model import Ridge as SkRidge
 
 from cubes.physics import db, power
-from deepsentinel import baselines
+from deepsentinel.evaluation import baselines
 
 
 def test_pixel_statistics_equal_numpy_on_the_usable_dates() -> None:

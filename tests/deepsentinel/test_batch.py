@@ -17,9 +17,17 @@ import pytest
 import torch
 
 from cubes import CubeError, Window, physics, plan, stats
-from cubes.sampleset import Samples
-from deepsentinel import workers as workers_module
-from deepsentinel.batch import Batch, Loader, Normaliser, SampleDataset, Stream, inputs, loader
+from cubes.sampling.sampleset import Samples
+from deepsentinel.loading import workers as workers_module
+from deepsentinel.loading.batch import (
+    Batch,
+    Loader,
+    Normaliser,
+    SampleDataset,
+    Stream,
+    inputs,
+    loader,
+)
 
 _path = Path(__file__).parents[1] / "cubes" / "streams.py"
 _spec = importlib.util.spec_from_file_location("streams", _path)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import cubes
-from deepsentinel.archives import find_rustac
-from deepsentinel.demo import LAYERS, demo
-from deepsentinel.stages import Console
+from deepsentinel.demo.archives import find_rustac
+from deepsentinel.demo.road import LAYERS, demo
+from deepsentinel.demo.stages import Console
 
 STAGES = ["worlds", "cubes", "train", "evaluate", "embed", "report"]
 

@@ -15,9 +15,9 @@ import zarr
 
 import cubes
 from cubes.types import CubeError
-from deepsentinel import embedstore
-from deepsentinel.embed import embed, open_embeddings, quantise, verify_embeddings
-from deepsentinel.windows import CubeReader, tiles
+from deepsentinel.embedding import embedstore
+from deepsentinel.embedding.embed import embed, open_embeddings, quantise, verify_embeddings
+from deepsentinel.embedding.windows import CubeReader, tiles
 
 
 @pytest.mark.parametrize("shape", [(256, 512), (64, 64), (130, 700), (257, 40), (512, 300)])

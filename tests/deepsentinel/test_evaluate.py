@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cubes.types import CubeError
-from deepsentinel.evaluate import Evaluation, Options, assess, evaluate
-from deepsentinel.gaps import truth_ndvi
-from deepsentinel.tasks import stream
+from deepsentinel.evaluation.evaluate import Evaluation, Options, assess, evaluate
+from deepsentinel.evaluation.gaps import truth_ndvi
+from deepsentinel.evaluation.tasks import stream
 
 EPOCH, DAY = np.datetime64("2000-01-01", "s"), np.timedelta64(1, "D")
 FAST = Options(batch_size=8, draws=200, controls=False, tile=32, train_pixels=1500, pixels=128)

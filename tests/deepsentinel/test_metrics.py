@@ -8,7 +8,7 @@ import torch
 from sklearn import metrics as reference
 from torchmetrics import F1Score, JaccardIndex
 
-from deepsentinel import metrics
+from deepsentinel.evaluation import metrics
 
 
 def test_map_scores_equal_torchmetrics_with_unknown_pixels_left_out() -> None:

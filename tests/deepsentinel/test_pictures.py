@@ -13,9 +13,10 @@ import pytest
 
 from cubes import registry
 from cubes.types import CubeError
-from deepsentinel import charts, pictures
-from deepsentinel.report import report, verdict
-from deepsentinel.tasks import Evaluation
+from deepsentinel.evaluation.tasks import Evaluation
+from deepsentinel.pictures import charts
+from deepsentinel.pictures import figures as pictures
+from deepsentinel.pictures.report import report, verdict
 
 GREY = list(pictures.NODATA)
 

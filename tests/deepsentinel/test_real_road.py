@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 
 import cubes
 import deepsentinel
-from deepsentinel.evaluate import Options, assess
+from deepsentinel.evaluation.evaluate import Options, assess
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,11 +12,11 @@ import torch
 
 from cubes import registry
 from cubes.types import CubeError
-from deepsentinel.augment import crop
-from deepsentinel.batch import Batch
+from deepsentinel.loading.batch import Batch
+from deepsentinel.loading.normalise import Normaliser, inputs
 from deepsentinel.model import Fusion, FusionConfig
-from deepsentinel.normalise import Normaliser, inputs
-from deepsentinel.sources import _only, calibrations, group_rows
+from deepsentinel.training.augment import crop
+from deepsentinel.training.sources import _only, calibrations, group_rows
 
 NAMES = ("s1/backscatter", "s1/incidence", "insar/coherence", "insar/phase", "s2/reflectance",
          "s2/scl", "s2/clear", "terrain/elevation")  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deepsentinel.stages import (
+from deepsentinel.demo.stages import (
     Console,
     Memory,
     Result,

@@ -21,12 +21,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import GROUPS, Toy, ToySource, landscape
 
 from cubes.types import CubeError
-from deepsentinel import checkpoint
-from deepsentinel.augment import Hiding, compact, hide, usable
 from deepsentinel.model import Fusion, FusionConfig
-from deepsentinel.objectives import Masked, collapse, info_nce, ndvi, ndvi_constants, objective
 from deepsentinel.recipe import Recipe, load_recipe, make_recipe
-from deepsentinel.train import Run, learning_rate, mixed, train
+from deepsentinel.training import checkpoint
+from deepsentinel.training.augment import Hiding, compact, hide, usable
+from deepsentinel.training.objectives import (
+    Masked,
+    collapse,
+    info_nce,
+    ndvi,
+    ndvi_constants,
+    objective,
+)
+from deepsentinel.training.train import Run, learning_rate, mixed, train
 
 
 @pytest.fixture(autouse=True)
@@ -295,7 +302,7 @@ sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from toy import ToySource, landscape
 from test_train import recipe
-from deepsentinel.train import train
+from deepsentinel.training.train import train
 
 if __name__ == "__main__":
     source = ToySource(landscape(3, edge=64, n_s1=6, n_s2=6))

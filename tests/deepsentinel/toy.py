@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepsentinel.sources import Fetched
+from deepsentinel.training.sources import Fetched
 
 GROUPS = {
     "s1": {

@@ -1,0 +1,422 @@
+"""The predecessors' whole recipes on any catalogue: patches, dates by rule, one cube a patch.
+
+SEN12TS covers an area with cells and keeps the dates of its series; DeepSentinel draws points and
+keeps one pair each. What is found, and why a patch has nothing, stands in a table.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from cubes import grid, places, registry, runs, sen12ts
+from cubes.cube import open_plan
+from cubes.request import Request, time_range
+from cubes.stac import search
+from cubes.store import verbs as store
+from cubes.types import AOI, Catalog, CubeError, Grid, Layer, Plan, Progress
+from cubes.zones import by_zone
+
+Steps = Mapping[tuple[str, str], Sequence[int]]
+"""(group, dimension) -> positions along it."""
+
+MATCHED, UNMATCHED, FAILED = "matched", "unmatched", "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How a corpus is gathered."""
+
+    name: str
+    layers: tuple[str, ...]
+    bands: tuple[str, ...]
+    time: tuple[str, str]
+    """Default period, ISO 8601, UTC."""
+    where: Literal["cover", "points"]
+    """Cells that cover the area, or points drawn in it, equally many per window of 12 days."""
+    edge: float
+    """Edge of a cell, or of the square around a point, metres."""
+    min_share: float = 0.01
+    """Of a cell that the area must cover: slivers along borders are left out."""
+    points: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Area by name -> the label layer that stands in place of the recipe's there."""
+    rule: sen12ts.Rule | None = None
+    """Rule of the series (SEN12TS); None: one pair of dates, drawn at random."""
+    max_gap: str = "3D"
+    """Of a pair."""
+    seed: int = 0
+    """Of points, pairs and caps."""
+
+
+_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="sen12ts",
+            layers=(
+                "s1/backscatter", "s1/incidence", "s1/layover_shadow", "insar/coherence",
+                "insar/phase", "s2/reflectance", "s2/scl", "s2/clear", "terrain/elevation",
+                "labels/worldcover",
+            ),
+            bands=_BANDS,
+            time=("2020-01-01", "2020-12-31"),
+            where="cover",
+            edge=20_480.0,
+            labels={
+                "california": "labels/cdl", "central-valley": "labels/cdl", "iowa": "labels/cdl",
+                "catalonia": "labels/sigpac",
+            },
+            rule=sen12ts.Rule(),
+        ),
+        Recipe(
+            name="deepsentinel-1k",
+            layers=("s1/backscatter", "s2/reflectance", "s2/scl", "s2/clear"),
+            bands=_BANDS,
+            time=("2019-08-01", "2019-09-17"),
+            where="points",
+            edge=2_560.0,
+            points=1_000,
+        ),
+    )
+}  # fmt: skip
+"""Name -> recipe. A cell of SEN12TS holds 8 x 8 of its tiles: dates that they share stand once."""
+
+
+def recipe(name: str | Recipe, *, without: Sequence[str] = (), **changes: Any) -> Recipe:
+    """Return a recipe by name, or as it is, without some layers and with some fields replaced.
+
+    Raises
+    ------
+    CubeError
+        No such recipe; a layer that it has not, or that its dates are chosen by.
+    """
+    if isinstance(name, str) and name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CubeError(f"unknown recipe {name!r}{hint} Known: {', '.join(RECIPES)}")
+    made = RECIPES[name] if isinstance(name, str) else name
+    for layer in without:
+        if layer not in made.layers:
+            raise CubeError(
+                f"recipe {made.name!r} has no layer {layer!r}: {', '.join(made.layers)}"
+            )
+        if layer in ("s1/backscatter", "s2/reflectance") or layer.startswith("insar/"):
+            raise CubeError(
+                f"recipe {made.name!r} chooses its dates by {layer!r}: it must be there"
+            )
+    layers = tuple(layer for layer in made.layers if layer not in without)
+    return replace(made, layers=layers, **changes)
+
+
+def _there(made: Recipe, area: AOI | None) -> Recipe:
+    """Return the recipe with the label layer of an area."""
+    own = made.labels.get(area.name) if area is not None else None
+    if own is None or own in made.layers:
+        return made
+    layers = tuple(own if layer == "labels/worldcover" else layer for layer in made.layers)
+    return replace(made, layers=layers)
+
+
+def lacking(made: Recipe, catalog: Catalog, area: AOI | None = None) -> dict[str, str]:
+    """Return the layers that a catalogue cannot deliver for an area, each with why.
+
+    A catalogue that has rows for all of them is asked for one item of each collection there;
+    without an area it is not asked.
+    """
+    rows = [row for row in map(registry.layer, made.layers) if not row.derived_from]
+    out = {
+        r.name: "the catalogue has no such layer" for r in rows if r.name not in catalog.products
+    }
+    if out or area is None:
+        return out
+    asked: dict[tuple[str, bool], bool] = {}
+    for row in rows:
+        collection = catalog.products[row.name].collection
+        timed = row.stack_dim in ("time", "pair")
+        if (collection, timed) not in asked:
+            time = made.time if timed else None
+            asked[collection, timed] = search.holds(catalog, collection, area, time)
+        if not asked[collection, timed]:
+            when = f" in {' .. '.join(made.time)}" if timed else ""
+            out[row.name] = f"collection {collection!r} has nothing there{when}"
+    return out
+
+
+def gather(
+    name: str | Recipe,
+    area: Any,
+    out: str | Path,
+    *,
+    catalog: str | Path | Catalog,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Return one row per patch of a recipe, after writing the cube of each that has a match.
+
+    Safe to run again: sealed cubes are not read again, and the same seed chooses the same.
+
+    Parameters
+    ----------
+    name : str or Recipe
+        See `RECIPES`, and `recipe` for other periods, seeds, or fewer layers.
+    area : anything `cubes.aoi` takes, or None
+        None: all land (recipes that draw points only).
+    out : path
+        Folder: ``cubes/NAME.zarr``, and ``patches.csv``, the returned table, brought up to date
+        after every patch.
+    catalog : str, Path or Catalog
+        Where to search.
+    limit : int, optional
+        Most patches tried (cells), or matched (points).
+    progress : callable, optional
+        Told after every patch.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``name``, ``state`` (``matched``, or ``unmatched`` with its ``reason``), ``store``,
+        ``s1``, ``s2``, ``pairs`` (dates kept), ``series`` (triplets, by the series rule) or
+        ``gap_hours``, ``track``, ``platform``, ``cloud_cover`` of the one pair.
+
+    Raises
+    ------
+    CubeError
+        Unknown names; layers that the catalogue lacks there, all named, before anything is
+        written; an area where the recipe needs one; after all others, patches that failed, and
+        fewer matched points than asked for.
+    """
+    source, made = registry.catalog(catalog), recipe(name)
+    if area is None and made.where == "cover":
+        raise CubeError(f"recipe {made.name!r} covers an area: name one, such as 'california'")
+    where = None if area is None else grid.as_aoi(area)
+    made = _there(made, where)
+    if lost := lacking(made, source, where):
+        said = "; ".join(f"{layer}: {why}" for layer, why in lost.items())
+        raise CubeError(
+            f"recipe {made.name!r} needs layers that catalogue {source.name!r} cannot deliver for "
+            f"{where.name if where else 'all land'}: {said}. Name a catalogue that has them; "
+            "labels, terrain and geometry may be left out (without=)"
+        )
+    gathering = _Gathering(recipe=made, catalog=source, folder=Path(out))
+    tried = gathering.cover(where, limit) if where is not None and made.where == "cover" else (
+        gathering.draw(where, made.points if limit is None else limit)
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for row, done, total in tried:
+        rows.append(row)
+        table = gathering.keep(rows)
+        if progress is not None:
+            progress(done, total, f"{row['name']} {row['state']}")
+    if not rows:
+        raise CubeError(f"no cell covers {where.name if where else 'all land'}: nothing to gather")
+    _refuse_if_short(table, made, limit, gathering.patches)
+    return table
+
+
+def _refuse_if_short(table: pd.DataFrame, made: Recipe, limit: int | None, told: Path) -> None:
+    """Raise if patches failed, or fewer points were matched than asked for."""
+    failed = table[table["state"] == FAILED]
+    if len(failed):
+        one = failed.iloc[0]
+        raise CubeError(
+            f"{len(failed)} of {len(table)} patches failed, the first ({one['name']}) with: "
+            f"{one['reason']}. The others stay; run again to try these anew (reasons in {told})"
+        )
+    wanted = made.points if limit is None else limit
+    matched = int((table["state"] == MATCHED).sum())
+    if made.where == "points" and matched < wanted:
+        raise CubeError(
+            f"{matched} of {wanted} points have a match after {len(table)} draws (reasons in "
+            f"{told}); what was found stays"
+        )
+
+
+BLOCK = 8
+"""Cells along the edge of what is searched at once: one search per collection for 64 cells."""
+ROUNDS = 5
+"""Draws of points: those without a match are drawn anew so often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gathering:
+    recipe: Recipe
+    catalog: Catalog
+    folder: Path
+
+    @property
+    def patches(self) -> Path:
+        return self.folder / "patches.csv"
+
+    def keep(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Return the rows as a table, also put where a person can follow a long run."""
+        table = pd.DataFrame(rows)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.patches.with_suffix(".part")
+        table.to_csv(unfinished, index=False)
+        unfinished.replace(self.patches)
+        return table
+
+    def cover(self, area: AOI, limit: int | None) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """Yield a row per cell, and how far that is. Each zone's part has cells of that zone."""
+        import shapely
+
+        parts = [part.geometry for part, _ in by_zone(area)]
+        cells = places.patches(parts, size=self.recipe.edge)
+        cells = cells[cells["share"] >= self.recipe.min_share].iloc[:limit]
+        side = BLOCK * self.recipe.edge
+        done = 0
+        for _, block in cells.groupby(["crs", cells["y"] // side, cells["x"] // side], sort=False):
+            # the cells' own searches are for the boxes around their pixels: a little wider
+            where = shapely.union_all([aoi.geometry.envelope for aoi in block["aoi"]]).envelope
+            wide = where.buffer(0.05, join_style="mitre")
+            with search.searched(self.catalog, self._collections(), wide, self._period()):
+                for aoi, box in zip(block["aoi"], block["grid"], strict=True):
+                    done += 1
+                    yield self.row(aoi, box, self.recipe.time), done, len(cells)
+
+    def _collections(self) -> list[tuple[str, bool, Mapping[str, Any]]]:
+        """Return what the recipe's layers are searched in: collection, whether by time, query."""
+        out: dict[str, tuple[str, bool, Mapping[str, Any]]] = {}
+        for layer in map(registry.layer, self.recipe.layers):
+            if not layer.derived_from:
+                product = self.catalog.products[layer.name]
+                timed = layer.stack_dim in ("time", "pair")
+                asked = (product.collection, timed, product.query)
+                out.setdefault(repr(asked), asked)
+        return list(out.values())
+
+    def _period(self) -> tuple[str, str]:
+        return time_range(self.recipe.time)
+
+    def draw(self, area: AOI | None, n: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """Yield a row per point tried until `n` are matched, equally many per window of time."""
+        import shapely
+
+        within = None if area is None else shapely.from_wkt(area.wkt)
+        start, end = time_range(self.recipe.time)
+        open_end = (pd.Timestamp(end) + pd.Timedelta("1s")).isoformat()
+        spans = places.windows((start, open_end))
+        found = 0
+        for number, span in enumerate(spans):
+            wanted = n // len(spans) + (number < n % len(spans))
+            for turn in range(ROUNDS):
+                if not wanted:
+                    break
+                seed = (self.recipe.seed * 1_000 + number) * ROUNDS + turn
+                drawn = places.points(wanted, seed=seed, within=within, size=self.recipe.edge)
+                for aoi in drawn["aoi"]:
+                    one = (span[0].isoformat(), (span[1] - pd.Timedelta("1s")).isoformat())
+                    row = self.row(aoi, Grid(shape=(self._pixels, self._pixels)), one)
+                    wanted -= row["state"] == MATCHED
+                    found += row["state"] == MATCHED
+                    yield row, found, n
+
+    @property
+    def _pixels(self) -> int:
+        return round(self.recipe.edge / 10)
+
+    def row(self, aoi: AOI, box: Any, time: tuple[str, str]) -> dict[str, Any]:
+        """Return what one patch gave, its cube written if there is anything to keep."""
+        try:
+            request = Request.of(
+                aoi, time, self.recipe.layers, catalog=self.catalog, grid=box,
+                bands=self.recipe.bands, on_missing="mask",
+            )  # fmt: skip
+            plan = request.plan()
+        except CubeError as error:
+            if "no granules" not in str(error):
+                raise
+            return {"name": aoi.name, "state": UNMATCHED, "reason": str(error)}
+        kept = self._series(plan) if self.recipe.rule else self._pair(plan)
+        if isinstance(kept, str):
+            return {"name": aoi.name, "state": UNMATCHED, "reason": kept}
+        steps, told = kept
+        path = self.folder / "cubes" / f"{aoi.name}.zarr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report = store.write(picked(plan, steps), path)
+        if report.state != "sealed":
+            why = next(iter(report.failed.values()), str(report))
+            return {"name": aoi.name, "state": FAILED, "reason": why, "store": str(path)}
+        row = {"name": aoi.name, "state": MATCHED, "reason": "", "store": str(path)}
+        names = {"s1": "s1", "s2": "s2", "insar": "pairs"}
+        counts = {names[group]: len(set(where)) for (group, _), where in steps.items()}
+        if self.recipe.rule:
+            rule = replace(self.recipe.rule, seed=self.recipe.seed)
+            told["series"] = len(sen12ts.series(path, rule)) if self._complete else 0
+        return {**row, **counts, **told}
+
+    @property
+    def _complete(self) -> bool:
+        return set(RECIPES["sen12ts"].layers) <= set(self.recipe.layers)
+
+    def _series(self, plan: Plan) -> tuple[dict[tuple[str, str], list[int]], dict[str, Any]] | str:
+        """Return the steps of every series that may qualify by its dates, or why none does."""
+        assert self.recipe.rule is not None
+        found = sen12ts.candidates(open_plan(plan), self.recipe.rule)
+        if found.empty:
+            return (
+                "no series of four dates 12 days apart on one track, each with a 12-day pair, that "
+                f"ends within {self.recipe.rule.max_gap} days of a Sentinel-2 scene of at most "
+                f"{self.recipe.rule.max_cloud} % cloud"
+            )
+        steps = {
+            ("s1", "time"): [i for row in found["s1"] for i in row],
+            ("insar", "pair"): [i for row in found["pairs"] for i in row],
+            ("s2", "time"): list(found["s2"]),
+        }
+        return steps, {"track": ",".join(sorted(set(found["track"])))}
+
+    def _pair(self, plan: Plan) -> tuple[dict[tuple[str, str], list[int]], dict[str, Any]] | str:
+        """Return the steps of one pair drawn at random, or why there is none."""
+        radar, optical = (
+            pd.DataFrame({"time": pd.to_datetime(list(axis.coords["time"]))})
+            for axis in (_axis(plan, "s1"), _axis(plan, "s2"))
+        )
+        every = runs.matches(radar, optical, max_gap=self.recipe.max_gap, how="all")
+        if every.empty:
+            return f"no Sentinel-1 and Sentinel-2 dates within {self.recipe.max_gap}"
+        one = every.sample(1, random_state=self.recipe.seed).iloc[0]
+        i, j = int(one["radar"]), int(one["optical"])
+        s1, s2 = _axis(plan, "s1").coords, _axis(plan, "s2").coords
+        told = {
+            "gap_hours": round(one["gap"] / pd.Timedelta("1h"), 2),
+            "track": s1["relative_orbit"][i],
+            "orbit_state": s1["orbit_state"][i],
+            "platform": f"{s1['platform'][i]}, {s2['platform'][j]}",
+            "cloud_cover": s2.get("cloud_cover", {j: None})[j],
+            "items": f"{s1['items'][i]}, {s2['items'][j]}",
+        }
+        return {("s1", "time"): [i], ("s2", "time"): [j]}, told
+
+
+def _axis(plan: Plan, group: str) -> Any:
+    return next(a for a in plan.axes if (a.group, a.dim) == (group, "time"))
+
+
+def picked(plan: Plan, steps: Steps) -> Plan:
+    """Return the plan with some steps of some axes, in their order; other axes stay whole."""
+    chosen = {key: sorted(set(where)) for key, where in steps.items()}
+
+    def of(layer: Layer | None, key: tuple[str, str | None], values: Sequence[Any]) -> Any:
+        where = chosen.get(key)  # type: ignore[arg-type]
+        derived = layer is not None and bool(layer.derived_from)
+        return tuple(values) if where is None or derived else tuple(values[i] for i in where)
+
+    return replace(
+        plan,
+        axes=tuple(
+            replace(a, coords={n: of(None, (a.group, a.dim), v) for n, v in a.coords.items()})
+            for a in plan.axes
+        ),
+        arrays=tuple(
+            replace(a, steps=of(a.layer, (a.layer.group, a.layer.stack_dim), a.steps))
+            for a in plan.arrays
+        ),
+    )

@@ -1,0 +1,461 @@
+"""OPERA CSLC-S1 and its STATIC product from HDF5 files: complex images, orbits, look vectors.
+
+CSLC-S1 is complex, geocoded, coregistered by burst, and flattened by ellipsoid and terrain, so two
+of one burst go into `cubes.radar.insar.coherence` as they are. Layout: product specification JPL
+D-108278. Needs the extra ``insar`` (h5py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from cubes import registry, runs
+from cubes.files import geotiff as files
+from cubes.files.geotiff import PathLike
+from cubes.radar import insar
+from cubes.radar.geometry import NO_DATA
+from cubes.series import PASS_GAP, track_label
+from cubes.types import CubeError
+
+if TYPE_CHECKING:
+    from odc.geo.geobox import GeoBox
+
+Array = npt.NDArray[Any]
+
+CHUNK = 1024
+"""Wanted edge of a dask chunk; rounded to whole chunks of the file, 128 px in production."""
+
+IDENTIFICATION = "identification"
+PARAMETERS = "metadata/processing_information/parameters"
+FLATTENING = ("ellipsoidal_flattening_applied", "topographic_flattening_applied")
+STATIC_FILL = 127
+"""Fill of ``layover_shadow_mask`` in CSLC-S1-STATIC."""
+
+# ----------------------------------------------------------------------------------------- HDF5
+
+
+@contextmanager
+def _hdf5(path: PathLike) -> Iterator[Any]:
+    """Open an HDF5 file for reading.
+
+    Raises
+    ------
+    CubeError
+        h5py is not installed; the file is missing or no HDF5.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise CubeError(
+            "reading OPERA's HDF5 files needs h5py: pip install 'deepsentinel[insar]'"
+        ) from None
+    if not Path(path).is_file():
+        raise CubeError(f"no such file: {path}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise CubeError(f"{path} cannot be read as HDF5: {error}") from None
+    with file:
+        yield file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Dataset:
+    """A two-dimensional HDF5 dataset as something dask can slice: opened for each piece."""
+
+    path: str
+    name: str
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, int]
+    stamp: tuple[int, int]
+    """Size and time of change: another file under the same name is another array."""
+    ndim: int = 2
+
+    def __getitem__(self, key: tuple[slice, slice]) -> Array:
+        """Return pixels of the dataset."""
+        with _hdf5(self.path) as file:
+            out: Array = file[self.name][key]
+        return out
+
+
+def _value(file: Any, name: str, path: PathLike) -> Any:
+    """Return a scalar of the file as a plain Python value."""
+    if name not in file:
+        raise CubeError(f"{path} lacks {name}: is it an OPERA CSLC-S1 or CSLC-S1-STATIC file?")
+    value = file[name][()]
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _lazy(file: Any, path: PathLike, name: str, coords: Mapping[str, Any]) -> xr.DataArray:
+    import dask.array as da
+
+    stored = file[name]
+    rows, columns = stored.shape
+    inner = stored.chunks or (CHUNK, CHUNK)
+    if any(v > CHUNK for v in inner):
+        chunk = tuple(min(v, n) for v, n in zip(inner, stored.shape, strict=True))
+    else:
+        chunk = tuple(v * max(1, CHUNK // v) for v in inner)
+    source = _Dataset(
+        path=os.fspath(path), name=name, shape=(rows, columns), dtype=stored.dtype,
+        chunks=inner, stamp=files.file_stamp(path),
+    )  # fmt: skip
+    from_array: Any = da.from_array
+    data = from_array(source, chunks=(min(rows, chunk[0]), min(columns, chunk[1])), asarray=False)
+    return xr.DataArray(data, dims=("y", "x"), coords=dict(coords))
+
+
+def _grid(file: Any, path: PathLike) -> dict[str, Any]:
+    """Return the coordinates of a CSLC file's grid: y, x (pixel centres) and spatial_ref.
+
+    Raises
+    ------
+    CubeError
+        The stated spacing is not that of the coordinates.
+    """
+    from affine import Affine
+    from odc.geo.geobox import GeoBox
+    from odc.geo.xr import xr_coords
+
+    x, y = (file[f"data/{axis}_coordinates"][()] for axis in "xy")
+    step_x, step_y = (float(_value(file, f"data/{axis}_spacing", path)) for axis in "xy")
+    for axis, values, step in (("x", x, step_x), ("y", y, step_y)):
+        if len(values) > 1 and not np.allclose(np.diff(values), step, atol=1e-6):
+            raise CubeError(f"{path}: {axis}_coordinates are not {step:g} m apart as it says")
+    epsg = int(_value(file, "data/projection", path))
+    corner = Affine(step_x, 0, x[0] - step_x / 2, 0, step_y, y[0] - step_y / 2)
+    box = GeoBox((len(y), len(x)), corner, f"EPSG:{epsg}")
+    return {str(name): coord for name, coord in xr_coords(box).items()}
+
+
+def _identity(file: Any, path: PathLike) -> dict[str, Any]:
+    """Return the attributes that say which acquisition a file holds."""
+
+    def value(key: str) -> Any:
+        return _value(file, f"{IDENTIFICATION}/{key}", path)
+
+    orbit, state = int(value("track_number")), str(value("orbit_pass_direction")).lower()
+    return {
+        "burst": str(value("burst_id")),
+        "track": track_label(orbit, state),
+        "relative_orbit": orbit,
+        "orbit_state": state,
+        "absolute_orbit": int(value("absolute_orbit_number")),
+        "platform": str(value("mission_id")),
+        "product_version": str(value("product_version")),
+        "look_direction": str(value("look_direction")).lower(),
+    }
+
+
+def open_cslc(
+    path: PathLike, *, polarisation: str | None = None, flattened: bool = True
+) -> xr.DataArray:
+    """Return a CSLC-S1 product, complex and lazy, ready for `cubes.radar.insar.coherence`.
+
+    Parameters
+    ----------
+    path : path
+        Of the HDF5 file.
+    polarisation : str, optional
+        ``VV`` or another; by default the one in the file.
+    flattened : bool
+        Refuse a product from which the phase of ellipsoid or terrain was not removed: two of them
+        make fringes that look like decorrelation.
+
+    Returns
+    -------
+    xarray.DataArray
+        complex64, (y, x) on the burst's own grid (10 x 5 m) with its CRS, NaN = no data.
+        Attributes: ``time`` (zero-Doppler start, ISO 8601, UTC), ``burst``, ``track`` (``87D``),
+        ``relative_orbit``, ``orbit_state``, ``absolute_orbit``, ``platform``, ``polarisation``,
+        ``wavelength`` (m) and the two flattening flags.
+
+    Raises
+    ------
+    CubeError
+        h5py is not installed; no CSLC-S1 file; no such polarisation; not flattened.
+    """
+    with _hdf5(path) as file:
+        coords = _grid(file, path)
+        have = [p for p in ("VV", "VH", "HH", "HV") if f"data/{p}" in file]
+        wanted = polarisation.upper() if polarisation else (have[0] if have else "")
+        if wanted not in have:
+            raise CubeError(
+                f"{path} has no polarisation {wanted or '(any)'!r}; it has "
+                f"{', '.join(have) or 'none: is it a STATIC file? then open_cslc_static'}"
+            )
+        flags = {k: bool(_value(file, f"{PARAMETERS}/{k}", path)) for k in FLATTENING}
+        if flattened and not all(flags.values()):
+            raise CubeError(
+                f"{path} has {', '.join(k for k, v in flags.items() if not v)} = False: its "
+                "interferograms would carry fringes of orbit and terrain. Take a flattened "
+                "product, or pass flattened=False and remove them yourself"
+            )
+        out = _lazy(file, path, f"data/{wanted}", coords)
+        start = pd.Timestamp(_value(file, f"{IDENTIFICATION}/zero_doppler_start_time", path))
+        wavelength = f"{PARAMETERS.removesuffix('/parameters')}/input_burst_metadata/wavelength"
+        attrs = {
+            **_identity(file, path),
+            "time": start.isoformat(),
+            "polarisation": wanted.lower(),
+            "wavelength": float(_value(file, wavelength, path)) if wavelength in file else None,
+            **flags,
+        }
+    return out.rename(wanted.lower()).assign_attrs(
+        {k: v for k, v in attrs.items() if v is not None}
+    )
+
+
+def open_cslc_orbit(path: PathLike) -> xr.Dataset:
+    """Return the orbit of a CSLC-S1 or STATIC product.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``position`` and ``velocity`` (time, axis) float64, metres and metres per second, Earth
+        fixed (ECEF) x, y, z; ``time`` datetime64[ns], UTC.
+
+    Raises
+    ------
+    CubeError
+        h5py is not installed, or the file has no orbit.
+    """
+    with _hdf5(path) as file:
+        epoch = pd.Timestamp(_value(file, "metadata/orbit/reference_epoch", path))
+        seconds = file["metadata/orbit/time"][()]
+        states = {
+            what: np.stack([file[f"metadata/orbit/{what}_{axis}"][()] for axis in "xyz"], axis=-1)
+            for what in ("position", "velocity")
+        }
+        kind = str(_value(file, "metadata/orbit/orbit_type", path))
+    times = np.datetime64(epoch.as_unit("ns").to_datetime64()) + np.rint(seconds * 1e9).astype(
+        "timedelta64[ns]"
+    )
+    units = {"position": "m", "velocity": "m s-1"}
+    return xr.Dataset(
+        {what: (("time", "axis"), v, {"units": units[what]}) for what, v in states.items()},
+        coords={"time": times, "axis": ["x", "y", "z"]},
+        attrs={"orbit_type": kind},
+    )
+
+
+def open_cslc_static(path: PathLike) -> xr.Dataset:
+    """Return the geometry of a burst from CSLC-S1-STATIC, lazily, on the burst's own grid.
+
+    Returns
+    -------
+    xarray.Dataset
+        (y, x): ``los_east``, ``los_north`` float32, unit vector from target to sensor in true east
+        and north (`cubes.radar.geometry.Look.from_opera` takes them), NaN = no data;
+        ``incidence`` float32 degrees, local; ``layover_shadow`` uint8: 0 none, 1 shadow,
+        2 layover, 3 both, 255 no data. Attributes as of `open_cslc`.
+
+    Raises
+    ------
+    CubeError
+        h5py is not installed, or no CSLC-S1-STATIC file.
+    """
+    with _hdf5(path) as file:
+        if "data/los_east" not in file:
+            raise CubeError(f"{path} has no data/los_east: it is no CSLC-S1-STATIC file")
+        coords = _grid(file, path)
+        raw = {
+            name: _lazy(file, path, f"data/{stored}", coords)
+            for name, stored in {
+                "los_east": "los_east",
+                "los_north": "los_north",
+                "incidence": "local_incidence_angle",
+                "layover_shadow": "layover_shadow_mask",
+            }.items()
+        }
+        attrs = _identity(file, path)
+    # outside the burst stands NaN, in older files 0: no side-looking radar looks straight down
+    east, north = raw["los_east"], raw["los_north"]
+    seen = ((east != 0) | (north != 0)) & ~np.isnan(east)
+    mask = raw["layover_shadow"].astype("uint8").where(seen, NO_DATA)
+    return xr.Dataset(
+        {
+            "los_east": raw["los_east"].where(seen).assign_attrs(units="1"),
+            "los_north": raw["los_north"].where(seen).assign_attrs(units="1"),
+            "incidence": raw["incidence"]
+            .where(seen)
+            .assign_attrs(units="degrees", long_name="local incidence angle"),
+            "layover_shadow": mask.where(mask != STATIC_FILL, NO_DATA).assign_attrs(
+                long_name="layover and shadow: 0 none, 1 shadow, 2 layover, 3 both", units="1"
+            ),
+        },
+        attrs=attrs,
+    )
+
+
+# ---------------------------------------------------------------------------------------- pairs
+
+
+def open_pairs(
+    paths: Iterable[PathLike],
+    *,
+    geobox: GeoBox | None = None,
+    baselines: Sequence[int] = (6, 12),
+    window: insar.Window = insar.DEFAULT_WINDOW,
+    multilook: insar.Window = (1, 2),
+) -> xr.Dataset:
+    """Return the ``insar`` group of a cube from CSLC-S1 products: every pair they make, lazily.
+
+    Coherence and phase are estimated burst by burst in the images' posting, multilooked, brought to
+    the grid by the layers' kernel (nearest: no angle is interpolated), then bursts of one pass are
+    laid over each other, the first with data winning.
+
+    Parameters
+    ----------
+    paths : iterable of path
+        CSLC-S1 files of any bursts, tracks, dates and polarisations.
+    geobox : GeoBox, optional
+        The grid, in the bursts' projection; by default that of the multilooked burst, where there
+        is one alone.
+    baselines : sequence of int
+        Temporal baselines in days.
+    window, multilook : (int, int)
+        Rows and columns, see `cubes.radar.insar.coherence`; two columns of OPERA's 10 x 5 m
+        make 10 m.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``coherence`` (pair, pol, y, x) float32 0..1 and ``phase`` float32 rad, NaN = no data, with
+        the coordinates of pairs. ``perpendicular_baseline`` is NaN: not computed here.
+
+    Raises
+    ------
+    CubeError
+        Fewer than two files, no pair of these baselines, several bursts without `geobox`, or
+        a grid in another projection.
+    """
+    images, table = _images(paths)
+    found = pd.concat(
+        [runs.pairs(part, baselines=baselines) for _, part in table.groupby("pol", sort=True)]
+    )
+    if found.empty:
+        raise CubeError(
+            f"{len(images)} files make no pair of one burst and polarisation that is "
+            f"{' or '.join(map(str, baselines))} days apart"
+        )
+    bursts = sorted(set(found["burst"]))
+    if geobox is None and len(bursts) > 1:
+        raise CubeError(f"the pairs lie in {len(bursts)} bursts: give geobox= to mosaic them")
+    found = found.assign(
+        pol=[table["pol"][i] for i in found["reference"]],
+        _first=[table["pass"][i] for i in found["reference"]],
+        _second=[table["pass"][i] for i in found["secondary"]],
+    )
+    pols = sorted(set(found["pol"]), key=registry.all_channels("insar/coherence").index)
+    steps = []
+    for _, rows in found.groupby(["_second", "_first"], sort=True):
+        parts = {}
+        for pol, mine in rows.groupby("pol"):
+            ordered = mine.sort_values("burst")
+            made = [
+                _on(
+                    insar.coherence(images[r], images[s], window=window, multilook=multilook),
+                    geobox,
+                )
+                for r, s in zip(ordered["reference"], ordered["secondary"], strict=True)
+            ]
+            parts[str(pol)] = _mosaic(made)
+        empty = xr.full_like(next(iter(parts.values())), np.nan)
+        one = xr.concat([parts.get(p, empty) for p in pols], pd.Index(pols, name="pol"))
+        steps.append(one.expand_dims("pair").assign_coords(_pair_coords(rows, images, table)))
+    out = xr.concat(steps, "pair", combine_attrs="override")
+    for name, array in out.data_vars.items():
+        array.attrs["resampling"] = registry.layer(f"insar/{name}").kernel
+    return out
+
+
+def _images(paths: Iterable[PathLike]) -> tuple[list[xr.DataArray], pd.DataFrame]:
+    """Return the opened images, and a table of what each is and of which pass, in their order."""
+    images, rows = [], []
+    for path in paths:
+        image = open_cslc(path)
+        attrs = image.attrs
+        images.append(image)
+        rows.append({
+            "time": pd.Timestamp(attrs["time"]), "track": attrs["track"], "burst": attrs["burst"],
+            "pol": attrs["polarisation"], "item": Path(path).stem,
+        })  # fmt: skip
+    if len(images) < 2:
+        raise CubeError(f"{len(images)} CSLC-S1 files make no pair: give two or more")
+    table = pd.DataFrame(rows)
+    # bursts of one pass start seconds apart; passes are numbered in the order of time
+    order = table.sort_values(["track", "time"], kind="stable")
+    new = (order["track"] != order["track"].shift()) | (order["time"].diff() >= PASS_GAP)
+    started = order["time"].groupby(new.cumsum()).transform("min")
+    ranks = list(zip(started, order["track"], strict=True))
+    known = {key: number for number, key in enumerate(sorted(set(ranks)))}
+    return images, table.assign(**{"pass": pd.Series([known[k] for k in ranks], order.index)})
+
+
+def _on(pair: xr.Dataset, geobox: GeoBox | None) -> xr.Dataset:
+    """Return a pair on a grid, by the nearest pixel; as it is without one."""
+    from odc.geo.xr import xr_coords
+
+    source = pair.odc.geobox
+    if geobox is None or source == geobox:
+        return pair
+    if source.crs != geobox.crs:
+        raise CubeError(
+            f"the burst lies in {_code(source)}, the grid in {_code(geobox)}: give a grid in the "
+            "burst's own projection, or regrid coherence and phase (the latter with "
+            "cubes.radar.insar.regrid_phase)"
+        )
+    # by coordinates: exact, lazy, and no angle is interpolated
+    out = pair
+    for dim in ("y", "x"):
+        half = abs(float(getattr(source.resolution, dim))) / 2 * (1 + 1e-9)
+        place = np.asarray(geobox.coordinates[dim].values)
+        out = out.reindex({dim: place}, method="nearest", tolerance=half)
+    return out.assign_coords({str(k): v for k, v in xr_coords(geobox).items()})
+
+
+def _code(box: GeoBox) -> str:
+    epsg = box.crs.epsg if box.crs is not None else None
+    return f"EPSG:{epsg}" if epsg else str(box.crs)
+
+
+def _mosaic(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Return datasets of one grid laid over each other; coherence decides for both layers."""
+    out = parts[0]
+    for more in parts[1:]:
+        have = ~np.isnan(out["coherence"])
+        out = xr.Dataset({name: out[name].where(have, more[name]) for name in out})
+    return out
+
+
+def _pair_coords(
+    rows: pd.DataFrame, images: Sequence[xr.DataArray], table: pd.DataFrame
+) -> dict[str, Any]:
+    """Return the coordinates of one pair along ``pair``."""
+    first, second = rows["reference_time"].min(), rows["secondary_time"].min()
+    attrs = images[int(rows["reference"].iloc[0])].attrs
+    used = sorted({*rows["reference"], *rows["secondary"]})
+    label = f"{first:%Y%m%dT%H%M%S}_{second:%Y%m%dT%H%M%S}_{attrs['track']}"
+    return {
+        "pair": ("pair", [label]),
+        "reference_time": ("pair", np.array([first], "datetime64[ns]")),
+        "secondary_time": ("pair", np.array([second], "datetime64[ns]")),
+        "temporal_baseline": ("pair", [int(rows["temporal_baseline"].iloc[0])]),
+        "perpendicular_baseline": ("pair", [np.nan]),
+        "relative_orbit": ("pair", [attrs["relative_orbit"]]),
+        "orbit_state": ("pair", [attrs["orbit_state"]]),
+        "items": ("pair", [",".join(table["item"][i] for i in used)]),
+    }

@@ -1,0 +1,1 @@
+"""Optical rules: nadir-adjusted reflectance, cloud masks by other policies, composites."""

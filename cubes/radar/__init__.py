@@ -1,0 +1,1 @@
+"""Radar rules: coherence and phase of complex images, local incidence, speckle filters."""

@@ -1,0 +1,213 @@
+"""What sampling knows of a store: layers, clocks, which step belongs to which, what is valid.
+
+Built once per store from coordinates and the ledger's table of counts; reads no pixel, keeps no
+open file, and is small enough to pickle to a worker.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cubes.sampling import stream
+from cubes.store import ledger
+from cubes.types import CubeError, Layer, Plan
+
+_Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
+
+EPOCH = np.datetime64("2000-01-01", "ns")
+"""Days are counted from here (float64: 1e-5 s still resolved in 2100)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One layer in one store: its row, where its array lies, and how its steps are found."""
+
+    layer: Layer
+    path: str
+    identity: str
+    """sha256 of the array's ``zarr.json``."""
+    clock: str | None
+    """Group whose dates pick the steps (``s1`` also for ``insar`` where the cube has both); None
+    for tracks, years and static layers, which have no dates."""
+    steps: np.ndarray | None
+    """(step of the clock,) int32: step of this array for each step of its clock, -1 where there
+    is none; None where they are the same."""
+    calibration: str = ""
+    """Of backscatter; stores that differ in it cannot be mixed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreIndex:
+    """What sampling needs to know of one store."""
+
+    path: str
+    identity: str
+    """Tree hash of the sealed store: names the bytes these samples were planned on."""
+    aoi: str
+    crs: str
+    shape: tuple[int, int]
+    transform: tuple[float, ...]
+    """Affine coefficients a, b, c, d, e, f of pixel corners."""
+    entries: Mapping[str, Entry]
+    """Layer name -> entry."""
+    days: Mapping[str, np.ndarray]
+    """Clock -> (step,) float64 days since 2000-01-01, ascending."""
+    track: np.ndarray | None
+    """(step of s1,) int16: which plane of the per-track layers a date belongs to."""
+    years: tuple[int, ...]
+    """Years of the labels."""
+
+    def corner(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return easting and northing (float64, CRS units) of pixel corners."""
+        a, b, c, d, e, f = self.transform
+        return a * x + b * y + c, d * x + e * y + f
+
+
+def days_since(times: Iterable[Any]) -> np.ndarray:
+    """Return float64 days since 2000-01-01 of ISO times (UTC where they name no zone)."""
+    stamps = pd.to_datetime(list(times), utc=True, format="ISO8601").tz_localize(None)
+    days: np.ndarray = (stamps.to_numpy("datetime64[ns]") - EPOCH) / np.timedelta64(1, "D")
+    return days
+
+
+def index(store: str | os.PathLike[str]) -> StoreIndex:
+    """Return what sampling needs to know of `store`: its plan, and what lies where; no pixel.
+
+    Raises
+    ------
+    CubeError
+        No cube there, not sealed, or stored in working numbers.
+    """
+    build = ledger.load_build(store)
+    seal = ledger.sealed(build)
+    if seal is None:
+        raise CubeError(
+            f"{build.store} is not finished (not sealed): run cubes.write again before planning "
+            "samples on it"
+        )
+    plan = ledger.build_plan(build)
+    axes = {(a.group, a.dim): a.coords for a in plan.axes}
+    clocks = _clocks(axes)
+    pairs = _pairs(axes, clocks)
+    entries = {}
+    for name, array in ledger.build_arrays(build).items():
+        if array.lossless and array.layer.dtype != plan.array(name).layer.dtype:
+            raise CubeError(
+                f"{build.store} holds {name} in working numbers ({array.layer.dtype}): samples are "
+                "stored integers; write the cube without Layout(lossless=True)"
+            )
+        stored = stream.StoredArray(build.store / name)
+        clock = array.layer.group if array.layer.stack_dim == "time" else None
+        steps = None
+        if array.layer.stack_dim == "pair":
+            clock = "s1" if "s1" in clocks else array.layer.group
+            steps = pairs if clock == "s1" else None
+        entries[name] = Entry(
+            layer=array.layer,
+            path=stored.path,
+            identity=stored.identity,
+            clock=clock,
+            steps=steps,
+            calibration=str(plan.array(name).attrs.get("calibration", "")),
+        )
+    used = {e.clock for e in entries.values()}
+    return StoreIndex(
+        path=str(build.store),
+        identity=str(seal["tree_sha256"]),
+        aoi=str(plan.attrs.get("aoi", build.store.stem)),
+        crs=str(plan.geobox.crs),
+        shape=(int(plan.geobox.shape[0]), int(plan.geobox.shape[1])),
+        transform=tuple(float(v) for v in tuple(plan.geobox.transform)[:6]),
+        entries=entries,
+        days={k: v for k, v in clocks.items() if k in used},
+        track=_tracks(axes),
+        years=tuple(int(y) for y in axes.get(("labels", "year"), {}).get("year", ())),
+    )
+
+
+def alignment(
+    plan: Plan,
+) -> tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray | None]:
+    """Return how the steps of a cube belong together.
+
+    Returns
+    -------
+    clocks
+        Group -> days since 2000-01-01 of its dates, float64, ascending.
+    pairs
+        For each Sentinel-1 date the interferometric pair that ends there, int32, -1 where none;
+        None without pairs.
+    track
+        For each Sentinel-1 date its plane of the per-track layers, int16, -1 where none; None
+        without such layers.
+    """
+    axes = {(a.group, a.dim): a.coords for a in plan.axes}
+    clocks = _clocks(axes)
+    return clocks, _pairs(axes, clocks), _tracks(axes)
+
+
+def _clocks(axes: _Axes) -> dict[str, np.ndarray]:
+    clocks = {g: days_since(c["time"]) for (g, dim), c in axes.items() if dim == "time"}
+    for (group, dim), coords in axes.items():
+        if dim == "pair" and "s1" not in clocks:
+            clocks[group] = days_since(coords["secondary_time"])
+    for name, days in clocks.items():
+        if not (np.diff(days) >= 0).all():
+            raise CubeError(f"the dates of {name} are not ascending; sort them before writing")
+    return clocks
+
+
+def _pairs(axes: _Axes, clocks: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return for each S1 date the pair that ends there: same track, shortest baseline, or -1."""
+    insar, s1 = axes.get(("insar", "pair")), axes.get(("s1", "time"))
+    if insar is None or s1 is None:
+        return None
+    second, first = (days_since(insar[f"{k}_time"]) for k in ("secondary", "reference"))
+    # The same acquisition can carry two time stamps some seconds apart (granule against burst);
+    # two passes of one track are days apart.
+    same = np.abs(clocks["s1"][:, None] - second[None, :]) < 0.25
+    for name in ("relative_orbit", "orbit_state"):
+        if name in s1 and name in insar:
+            same &= np.array(s1[name], object)[:, None] == np.array(insar[name], object)[None, :]
+    span = np.where(same, np.abs(second - first)[None, :], np.inf)
+    return np.where(same.any(axis=1), span.argmin(axis=1), -1).astype(np.int32)
+
+
+def _tracks(axes: _Axes) -> np.ndarray | None:
+    """Return for each S1 date the plane of the per-track layers, or -1."""
+    tracks, s1 = axes.get(("s1", "track")), axes.get(("s1", "time"))
+    if tracks is None or s1 is None:
+        return None
+    # By label ("132A"): other coordinates of the two axes may share a name and carry a prefix.
+    planes = {str(label): i for i, label in enumerate(tracks["track"])}
+    dates = zip(s1["relative_orbit"], s1["orbit_state"], strict=True)
+    names = [f"{orbit}{str(state)[:1].upper()}" for orbit, state in dates]
+    return np.array([planes.get(name, -1) for name in names], np.int16)
+
+
+def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.ndarray], int]:
+    """Return the share of each patch and step that holds data (of masks: that is True).
+
+    Returns
+    -------
+    shares
+        Layer -> (step, patch row, patch column) float32, 0 to 1; from the ledger, no pixel is
+        read.
+    patch
+        Edge of a patch in pixels.
+    """
+    first = next(iter(store.entries.values()))
+    array = stream.stored_array(first.path, first.identity)
+    return dict(ledger.valid_fractions(store.path, names)), array.chunk[2]
+
+
+def instant(days: float) -> pd.Timestamp:
+    """Return the UTC time (tz-naive) of days since 2000-01-01."""
+    # float64 days know a date to 0.2 microseconds; nobody states more than milliseconds
+    return pd.Timestamp(EPOCH) + pd.Timedelta(round(days * 86_400_000), unit="ms")

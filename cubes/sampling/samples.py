@@ -1,0 +1,298 @@
+"""Which windows are samples: xbatcher selects, the ledger's counts decide, no pixel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from cubes.sampling.index import StoreIndex, fractions, index
+from cubes.sampling.sampleset import Samples, Table
+from cubes.sampling.splits import split
+from cubes.types import CubeError, Window
+
+__all__ = ["Samples", "plan", "split"]
+
+
+def plan(
+    stores: str | Path | Sequence[str | Path],
+    window: Window | None = None,
+    *,
+    max_gap: str | None = "3D",
+    min_valid: float = 0.99,
+    seed: int = 0,
+) -> Samples:
+    """Return the samples that cubes hold; reads coordinates and the ledger's counts, no pixel.
+
+    xbatcher selects windows in space, and periods in time where `window` has them; partial ones
+    at the far edges are left out.
+
+    Parameters
+    ----------
+    stores
+        Paths of sealed cubes; they may differ in zone, shape, dates, and lack a sensor.
+    window
+        What one sample is; ``Window()`` by default.
+    max_gap
+        In cubes with both sensors, samples without an S1 and an S2 date this close are left out;
+        None keeps every sample that has a date of any sensor.
+    min_valid
+        A date is used by a sample where at least this fraction of its patches' pixels is valid
+        (nodata counts, clouds never do; for windows that are not patches the mean of the touched
+        patches, weighted by area). A sample without a date of each sensor is left out.
+    seed
+        Of the choice of dates.
+
+    Raises
+    ------
+    CubeError
+        A window larger than a cube, no sample left, stores that do not fit together.
+    """
+    window = Window() if window is None else window
+    _check_window(window, min_valid)
+    gap = None if max_gap is None else _days("max_gap", max_gap)
+    paths = [stores] if isinstance(stores, str | Path) else list(stores)
+    if not paths:
+        raise CubeError("no store given; pass one path or a list of them")
+    indexes = [index(p) for p in paths]
+    tables, usable, counts = [], [], {"windows": 0, "valid": 0, "near": 0}
+    for number, store in enumerate(indexes):
+        table, masks = _plan_store(store, window, number, (min_valid, gap), counts)
+        tables.append(table)
+        usable.append(masks)
+    table = _concat(tables, sorted({k for s in indexes for k in s.days}))
+    if not len(table.id):
+        raise CubeError(
+            f"no sample left: {counts['windows']:,} windows of {window.size} px, "
+            f"{counts['valid']:,} with a date of each sensor at min_valid={min_valid}, "
+            f"{counts['near']:,} with S1 and S2 within max_gap={max_gap}; lower min_valid, "
+            "raise max_gap (None asks for any date), or take a longer period"
+        )
+    return Samples(indexes, window, seed=seed, table=table, usable=usable)
+
+
+def _check_window(window: Window, min_valid: float) -> None:
+    if window.size < 1 or window.dates < 1:
+        raise CubeError(f"Window(size={window.size}, dates={window.dates}): both are at least 1")
+    if window.stride is not None and window.stride < 1:
+        raise CubeError(f"Window(stride={window.stride}): at least 1 pixel, or None for the size")
+    if not 0 <= min_valid <= 1:
+        raise CubeError(f"min_valid={min_valid} is a fraction between 0 and 1")
+
+
+def _days(name: str, text: str) -> float:
+    try:
+        days = pd.Timedelta(text) / pd.Timedelta(1, "D")
+    except ValueError as error:
+        raise CubeError(f"{name}={text!r} is no length of time; write for example '3D'") from error
+    if not days >= 0:
+        raise CubeError(f"{name}={text!r} is negative")
+    return float(days)
+
+
+@lru_cache(maxsize=64)
+def _windows(sizes: tuple[tuple[str, int, int, int], ...]) -> np.ndarray:
+    """Return (n, dims) first index of each window that xbatcher selects on a grid of this shape.
+
+    The dataset is one number broadcast to the grid, so it costs no memory; selectors are turned
+    into integers at once (a selector is some 700 bytes of Python objects).
+    """
+    import xbatcher
+
+    dims = [name for name, *_ in sizes]
+    grid = np.broadcast_to(np.zeros((), bool), [length for _, length, _, _ in sizes])
+    generator = xbatcher.BatchGenerator(
+        xr.Dataset({"grid": (dims, grid)}),
+        input_dims={name: size for name, _, size, _ in sizes},
+        input_overlap={name: size - stride for name, _, size, stride in sizes},
+        preload_batch=False,
+    )
+    chosen = generator._batch_selectors.selectors
+    starts = [[s[d].start for d in dims] for (s,) in (chosen[i] for i in range(len(generator)))]
+    return np.array(starts, np.int32).reshape(-1, len(dims))
+
+
+def _plan_store(
+    store: StoreIndex,
+    window: Window,
+    number: int,
+    rules: tuple[float, float | None],
+    counts: dict[str, int],
+) -> tuple[Table, dict[str, np.ndarray]]:
+    min_valid, gap = rules
+    size, stride = window.size, window.stride or window.size
+    if size > min(store.shape):
+        raise CubeError(
+            f"a window of {size} px is larger than {store.path} ({store.shape[0]} x "
+            f"{store.shape[1]} px): choose Window(size={min(store.shape)}) or less"
+        )
+    height, width = store.shape
+    place = _windows((("y", height, size, stride), ("x", width, size, stride)))
+    usable = {c: _usable(store, c, place, size, min_valid) for c in store.days}
+    pieces, keeps, clear = [], [], []
+    for ranges in _periods(store, window):
+        masks = {c: usable[c][:, low:high] for c, (low, high) in ranges.items()}
+        some = [m.any(axis=1) for m in masks.values()]
+        keep = np.ones(len(place), bool)
+        if some:
+            keep = np.any(some, axis=0) if gap is None else np.all(some, axis=0)
+        counts["windows"] += len(place)
+        counts["valid"] += int(keep.sum())
+        if gap is not None and {"s1", "s2"} <= set(masks):
+            first, second = (store.days[c][slice(*ranges[c])] for c in ("s1", "s2"))
+            close = np.abs(first[:, None] - second[None, :]) <= gap
+            near = masks["s1"].astype(np.float32) @ close.astype(np.float32)
+            keep &= ((near > 0) & masks["s2"]).any(axis=1)
+        counts["near"] += int(keep.sum())
+        keeps.append(keep)
+        pieces.append(ranges)
+        clear.append(_clear(store, place, size, (masks, ranges)))
+    return _table(store, number, place, (pieces, keeps, clear), size), {
+        c: np.packbits(m, axis=1) for c, m in usable.items()
+    }
+
+
+def _usable(
+    store: StoreIndex, clock: str, place: np.ndarray, size: int, min_valid: float
+) -> np.ndarray:
+    """Return (window, step) bool: whether a date has enough valid pixels in a window."""
+    mine = [n for n, e in store.entries.items() if e.clock == clock and e.layer.nodata is not None]
+    # Coherence may lack a date that has backscatter; classes and masks follow their sensor.
+    main = [n for n in mine if store.entries[n].layer.kind == "continuous"
+            and store.entries[n].layer.stack_dim == "time"] or mine  # fmt: skip
+    ok = np.ones((len(place), len(store.days[clock])), bool)
+    for name in main:
+        ok &= _share(store, name, place, size) >= min_valid - 1e-6
+    return ok
+
+
+def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.ndarray:
+    """Return (window, step) share of a layer's pixels with data: of patches, weighted by area."""
+    shares, patch = fractions(store, [name])
+    per_y, iy = _covered(place[:, 0], size, patch, shares[name].shape[1])
+    per_x, ix = _covered(place[:, 1], size, patch, shares[name].shape[2])
+    # (row of windows, patch row) @ (step, patch row, patch column) @ (patch column, column)
+    pixels = np.einsum("ri,sij,cj->src", per_y, shares[name], per_x, optimize=True)
+    result: np.ndarray = pixels[:, iy, ix].T / size**2
+    return result
+
+
+def _covered(
+    starts: np.ndarray, size: int, patch: int, patches: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (distinct start, patch) pixels of each patch under a window, and the inverse."""
+    distinct, inverse = np.unique(starts, return_inverse=True)
+    low = np.arange(patches) * patch
+    covered = np.minimum(low + patch, distinct[:, None] + size)
+    return np.maximum(covered - np.maximum(low, distinct[:, None]), 0), inverse
+
+
+def _clear(
+    store: StoreIndex,
+    place: np.ndarray,
+    size: int,
+    masks: tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]],
+) -> dict[str, np.ndarray]:
+    """Return clock -> (window,) mean share of its mask layer over the usable dates in range."""
+    out = {}
+    for name, entry in store.entries.items():
+        if entry.layer.kind == "mask" and entry.clock in masks[0]:
+            low, high = masks[1][entry.clock]
+            share = _share(store, name, place, size)[:, low:high]
+            ok = masks[0][entry.clock]
+            out[entry.clock] = (share * ok).sum(axis=1) / np.maximum(ok.sum(axis=1), 1)
+    return out
+
+
+def _periods(store: StoreIndex, window: Window) -> list[dict[str, tuple[int, int]]]:
+    """Return clock -> (first step, one past the last) of each period."""
+    if window.period is None or not store.days:
+        return [{c: (0, len(d)) for c, d in store.days.items()}]
+    first = int(min(np.floor(d.min()) for d in store.days.values()))
+    total = int(max(np.floor(d.max()) for d in store.days.values())) + 1 - first
+    period = _days("Window.period", window.period)
+    step = period if window.step is None else _days("Window.step", window.step)
+    if period < 1 or step < 1 or period % 1 or step % 1:
+        raise CubeError(
+            f"Window(period={window.period!r}, step={window.step!r}): whole days, at least one"
+        )
+    if period > total:
+        raise CubeError(
+            f"a period of {window.period} is longer than {store.path}, which spans {total} days"
+        )
+    starts = _windows((("day", total, int(period), int(step)),))[:, 0] + first
+    return [
+        {
+            c: (int(np.searchsorted(d, s)), int(np.searchsorted(d, s + period)))
+            for c, d in store.days.items()
+        }
+        for s in starts
+    ]
+
+
+def _table(
+    store: StoreIndex,
+    number: int,
+    place: np.ndarray,
+    found: tuple[list[dict[str, tuple[int, int]]], list[np.ndarray], list[dict[str, np.ndarray]]],
+    size: int,
+) -> Table:
+    from pyproj import Transformer
+
+    pieces, keeps, clear = found
+    rows = [np.flatnonzero(k).astype(np.int32) for k in keeps]
+    windows = np.concatenate(rows) if rows else np.empty(0, np.int32)
+    easting, northing = store.corner(place[:, 0] + size / 2, place[:, 1] + size / 2)
+    to_lonlat = Transformer.from_crs(store.crs, "EPSG:4326", always_xy=True)
+    lonlat = np.stack(to_lonlat.transform(easting, northing), axis=1)
+    return Table(
+        store=np.full(len(windows), number, np.int32),
+        window=windows,
+        y=place[windows, 0],
+        x=place[windows, 1],
+        id=np.arange(len(windows), dtype=np.int64),
+        ranges={
+            c: np.concatenate(
+                [
+                    np.broadcast_to(np.array(piece[c], np.int32), (len(r), 2))
+                    for piece, r in zip(pieces, rows, strict=True)
+                ]
+            )
+            for c in store.days
+        },
+        clear={
+            c: np.concatenate([m[c][r] for m, r in zip(clear, rows, strict=True)]).astype("f4")
+            for c in clear[0]
+        },
+        lonlat=lonlat[windows],
+    )
+
+
+def _concat(tables: Sequence[Table], clocks: Sequence[str]) -> Table:
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(t, name) for t in tables])
+
+    total = sum(len(t.id) for t in tables)
+    none = {c: [np.zeros((len(t.id), 2), np.int32) for t in tables] for c in clocks}
+    return Table(
+        store=column("store"),
+        window=column("window"),
+        y=column("y"),
+        x=column("x"),
+        id=np.arange(total, dtype=np.int64),
+        ranges={
+            c: np.concatenate([t.ranges.get(c, z) for t, z in zip(tables, none[c], strict=True)])
+            for c in clocks
+        },
+        clear={
+            c: np.concatenate(
+                [t.clear.get(c, np.full(len(t.id), np.nan, np.float32)) for t in tables]
+            )
+            for c in sorted({c for t in tables for c in t.clear})
+        },
+        lonlat=column("lonlat"),
+    )

@@ -1,0 +1,474 @@
+"""Samples: windows and dates over stores as integer arrays, and reading them as stored integers.
+
+`cubes.plan` makes them. The dates of a sample are a pure function of (seed, epoch, sample),
+whatever the batch, worker or rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cubes import registry
+from cubes.sampling import pool, stream
+from cubes.sampling.index import StoreIndex, instant
+from cubes.types import CubeError, Layer, Window
+
+Read = dict[str, np.ndarray]
+"""Name -> array with the samples along the first axis; see `Samples.read`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """The columns of samples; every array has one entry per sample."""
+
+    store: np.ndarray
+    """int32, number of the store."""
+    window: np.ndarray
+    """int32, row of the store's usable steps."""
+    y: np.ndarray
+    x: np.ndarray
+    """int32, upper left pixel."""
+    id: np.ndarray
+    """int64, number in the plan; kept by subsets, so that dates do not depend on a split."""
+    ranges: Mapping[str, np.ndarray]
+    """Clock -> (n, 2) int32, first step and one past the last; 0, 0 where the cube lacks it."""
+    clear: Mapping[str, np.ndarray]
+    """Clock -> (n,) float32 mean share of clear pixels over the usable dates; NaN without."""
+    lonlat: np.ndarray
+    """(n, 2) float64, degrees, centre of the window."""
+
+    def take(self, rows: np.ndarray) -> Table:
+        """Return some rows."""
+        return Table(
+            store=self.store[rows],
+            window=self.window[rows],
+            y=self.y[rows],
+            x=self.x[rows],
+            id=self.id[rows],
+            ranges={k: v[rows] for k, v in self.ranges.items()},
+            clear={k: v[rows] for k, v in self.clear.items()},
+            lonlat=self.lonlat[rows],
+        )
+
+
+class Samples:
+    """Windows in space and time over stores: made by `plan`, subset by `take` and `split`.
+
+    Holds integer arrays and paths; no open file, so it pickles small. ``len()`` is the number of
+    samples.
+
+    Attributes
+    ----------
+    stores
+        What is known of each store.
+    window
+        What one sample is.
+    seed
+        Of the choice of dates.
+    layers
+        Layer name -> row, in the order of reading.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[StoreIndex],
+        window: Window,
+        *,
+        seed: int,
+        table: Table,
+        usable: Sequence[Mapping[str, np.ndarray]],
+    ) -> None:
+        self.stores, self.window, self.seed = tuple(stores), window, seed
+        self._table, self._usable = table, tuple(usable)
+        self.layers: dict[str, Layer] = _common_layers(self.stores)
+        self.clocks = tuple(sorted({k for s in self.stores for k in s.days}))
+
+    def __len__(self) -> int:
+        return len(self._table.id)
+
+    def __repr__(self) -> str:
+        n, w = len(self), self.window
+        return (
+            f"<Samples: {n:,} of {w.size} px, up to {w.dates} dates of "
+            f"{', '.join(self.clocks) or 'nothing'}, from {len(self.stores)} stores; "
+            f"{', '.join(self.layers)}>"
+        )
+
+    def take(self, rows: Any) -> Samples:
+        """Return some of these samples.
+
+        Parameters
+        ----------
+        rows
+            Integer positions or a boolean mask, (n,).
+        """
+        rows = np.asarray(rows)
+        if rows.dtype != bool:
+            rows = self._checked(rows)
+        return self._with(self._table.take(rows))
+
+    def select(self, layers: Iterable[str]) -> Samples:
+        """Return the same samples with some layers only (dates stay the same).
+
+        Raises
+        ------
+        CubeError
+            No such layer.
+        """
+        wanted = tuple(layers)
+        unknown = [name for name in wanted if name not in self.layers]
+        if unknown:
+            raise CubeError(f"no layer {unknown[0]!r} here; there are {', '.join(self.layers)}")
+        new = self._with(self._table)
+        new.layers = {name: self.layers[name] for name in wanted}
+        return new
+
+    def _with(self, table: Table) -> Samples:
+        new = Samples(self.stores, self.window, seed=self.seed, table=table, usable=self._usable)
+        new.layers = self.layers
+        return new
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Number of each sample in its plan, (n,) int64; subsets keep them."""
+        return self._table.id
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Position in `stores` of each sample's store, (n,) int32."""
+        return self._table.store
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything a batch depends on: stores, windows, seed, samples and layers."""
+        digest = hashlib.sha256()
+        head = [asdict(self.window), self.seed, [s.identity for s in self.stores]]
+        digest.update(repr([*head, list(self.layers)]).encode())
+        t = self._table
+        for column in (t.store, t.window, t.y, t.x, t.id, *(t.ranges[k] for k in self.clocks)):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        for usable in self._usable:
+            for clock in sorted(usable):
+                digest.update(usable[clock].tobytes())
+        return digest.hexdigest()
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per sample: store, aoi, id, window, place, dates.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``id, store, aoi, crs, y, x`` (upper left pixel), ``left, bottom, right, top``
+            (CRS units), ``lon, lat`` (centre), ``start, end`` (UTC, first and last step in range)
+            ``<clock>_dates``, the number of usable dates, and where the sensor has such a mask
+            ``<clock>_clear``, the mean share of clear pixels over those dates (of whole patches).
+        """
+        t = self._table
+        bounds = self.bounds()
+        start, end = self.span()
+        columns: dict[str, Any] = {
+            "id": t.id,
+            "store": [self.stores[i].path for i in t.store],
+            "aoi": [self.stores[i].aoi for i in t.store],
+            "crs": [self.stores[i].crs for i in t.store],
+            "y": t.y,
+            "x": t.x,
+            **dict(zip(("left", "bottom", "right", "top"), bounds.T, strict=True)),
+            "lon": t.lonlat[:, 0],
+            "lat": t.lonlat[:, 1],
+            "start": [instant(v) if np.isfinite(v) else pd.NaT for v in start],
+            "end": [instant(v) if np.isfinite(v) else pd.NaT for v in end],
+        }
+        for clock in self.clocks:
+            columns[f"{clock}_dates"] = self._counts(clock)
+        columns |= {f"{clock}_clear": share for clock, share in t.clear.items()}
+        return pd.DataFrame(columns)
+
+    def bounds(self) -> np.ndarray:
+        """Return (n, 4) float64 left, bottom, right, top of each window in its cube's CRS."""
+        out = np.empty((len(self), 4))
+        size = self.window.size
+        for s, rows in self._by_store():
+            y, x = self._table.y[rows], self._table.x[rows]
+            x0, y0 = self.stores[s].corner(y, x)
+            x1, y1 = self.stores[s].corner(y + size, x + size)
+            out[rows] = np.stack(
+                [np.minimum(x0, x1), np.minimum(y0, y1), np.maximum(x0, x1), np.maximum(y0, y1)], 1
+            )
+        return out
+
+    def _by_store(self) -> Iterable[tuple[int, np.ndarray]]:
+        for s in np.unique(self._table.store):
+            yield int(s), np.flatnonzero(self._table.store == s)
+
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return first and last day of each sample, (n,) float64 days since 2000, NaN without."""
+        start, end = np.full(len(self), np.inf), np.full(len(self), -np.inf)
+        for s, rows in self._by_store():
+            for clock, days in self.stores[s].days.items():
+                low, high = self._table.ranges[clock][rows].T
+                some = high > low
+                start[rows[some]] = np.minimum(start[rows[some]], days[low[some]])
+                end[rows[some]] = np.maximum(end[rows[some]], days[high[some] - 1])
+        none = ~np.isfinite(start)
+        start[none] = end[none] = np.nan
+        return start, end
+
+    def _counts(self, clock: str) -> np.ndarray:
+        """Return the number of usable dates of each sample, (n,) int32."""
+        counts = np.zeros(len(self), np.int32)
+        for s, rows in self._by_store():
+            if clock in self._usable[s]:
+                low, high = self._table.ranges[clock][rows].T
+                bits = np.unpackbits(self._usable[s][clock], axis=1).astype(np.int16)
+                until = np.pad(np.cumsum(bits, axis=1), ((0, 0), (1, 0)))
+                window = self._table.window[rows]
+                counts[rows] = until[window, high] - until[window, low]
+        return counts
+
+    def _candidates(self, row: int, clock: str) -> np.ndarray:
+        """Return the usable steps of one sample, ascending."""
+        t = self._table
+        bits = self._usable[t.store[row]].get(clock)
+        if bits is None:
+            return np.empty(0, np.intp)
+        low, high = t.ranges[clock][row]
+        mask = np.unpackbits(bits[t.window[row]], count=int(high))[low:]
+        steps: np.ndarray = np.flatnonzero(mask) + low
+        return steps
+
+    def dates(self, row: int, clock: str, *, epoch: int | None = 0) -> np.ndarray:
+        """Return the steps that a sample uses: a pure function of (seed, epoch, sample).
+
+        Parameters
+        ----------
+        row
+            Position in these samples.
+        clock
+            ``s1``, ``s2``, or ``insar`` where there is no ``s1``.
+        epoch
+            None picks the same evenly spread dates every time (for evaluation).
+
+        Returns
+        -------
+        numpy.ndarray
+            (k,) ascending steps, k <= ``window.dates``: one drawn from each of k equal runs of
+            the usable dates, so that they spread over the whole range.
+        """
+        steps = self._candidates(row, clock)
+        k = self.window.dates
+        if len(steps) <= k:
+            return steps
+        edges = np.arange(k + 1) * len(steps) // k
+        draw: Any = 0.5
+        if epoch is not None:
+            draw = uniform((self.seed, epoch, int(self._table.id[row]), _salt(clock)), k)
+        chosen: np.ndarray = steps[edges[:-1] + (draw * np.diff(edges)).astype(np.intp)]
+        return chosen
+
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return name -> (shape without the sample axis, dtype) of all that `read` returns."""
+        size = self.window.size
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        for name, layer in self.layers.items():
+            length = self._steps(name)
+            shapes[name] = ((length, layer.n_channels, size, size), np.dtype(layer.dtype))
+        for clock in self.clocks:
+            shapes[f"{clock}/days"] = ((self._dates(clock),), np.dtype(np.float64))
+            shapes[f"{clock}/present"] = ((self._dates(clock),), np.dtype(bool))
+        if any(s.track is not None for s in self.stores):
+            shapes["s1/track_of_date"] = ((self._dates("s1"),), np.dtype(np.int16))
+        shapes["place"] = ((4,), np.dtype(np.int64))
+        shapes["lonlat"] = ((2,), np.dtype(np.float64))
+        return shapes
+
+    def _dates(self, clock: str) -> int:
+        longest = max(len(s.days[clock]) for s in self.stores if clock in s.days)
+        return min(self.window.dates, longest)
+
+    def _steps(self, name: str) -> int:
+        """Return the length of a layer's step axis in a batch."""
+        entries = [s.entries[name] for s in self.stores if name in s.entries]
+        if entries[0].clock is not None:
+            return max(self._dates(e.clock) for e in entries if e.clock is not None)
+        if entries[0].layer.stack_dim == "track":
+            return max(stream.stored_array(e.path, e.identity).shape[0] for e in entries)
+        return 1
+
+    def empty(self, n: int) -> Read:
+        """Return uninitialised arrays that `read` can fill for `n` samples."""
+        return {k: np.empty((n, *shape), dtype) for k, (shape, dtype) in self.spec().items()}
+
+    def read(
+        self, rows: Any, out: Read | None = None, *, threads: int = 1, epoch: int | None = 0
+    ) -> Read:
+        """Return samples as stored integers, decoded straight into `out`.
+
+        Parameters
+        ----------
+        rows
+            Integer positions, (n,).
+        out
+            Arrays as `empty` makes them; None makes new ones.
+        threads
+            Decoding threads; 1 works in the calling thread.
+        epoch
+            Decides the dates together with the seed; None: evenly spread ones.
+
+        Returns
+        -------
+        dict
+            Layer name -> (n, T, C, y, x) stored integers, nodata where padded or absent: T dates
+            for ``time`` layers (``insar`` layers follow the dates of ``s1``: the pair that ends
+            there), K planes for per-track layers, 1 for labels (year nearest to the middle of
+            the sample) and static layers. ``<clock>/days`` (n, T) float64 days since
+            2000-01-01, NaN where padded; ``<clock>/present`` (n, T) bool; ``s1/track_of_date``
+            (n, T) int16 plane of the per-track layers, -1 where none; ``place`` (n, 4) int64
+            store, y, x, id; ``lonlat`` (n, 2) float64 degrees.
+
+        Raises
+        ------
+        CubeError
+            A chunk is damaged, the store was rewritten, or `out` does not fit.
+        """
+        rows = self._checked(rows)
+        if out is None:
+            out = self.empty(len(rows))
+        self._fits(out, len(rows))
+        if threads == 1:
+            for unit in self.units(rows, out, epoch=epoch):
+                unit()
+        else:
+            job = pool.Job(lambda: self.units(rows, out, epoch=epoch))
+            pool.pool(threads).submit(job).wait()
+        return out
+
+    def units(
+        self, rows: np.ndarray, out: Read, *, epoch: int | None = 0
+    ) -> list[Callable[[], None]]:
+        """Fill the small columns of `out` and return the units of work that fill its pixels."""
+        work, t = stream.Work(), self._table
+        present = [n for n in self.layers if n in out]
+        for name in out:
+            if name.endswith("/days"):
+                out[name][...] = np.nan
+            elif name.endswith(("/present", "/track_of_date")):
+                out[name][...] = 0 if name.endswith("/present") else -1
+        for i, row in enumerate(int(r) for r in rows):
+            store, y, x = self.stores[t.store[row]], int(t.y[row]), int(t.x[row])
+            out["place"][i] = t.store[row], y, x, t.id[row]
+            out["lonlat"][i] = t.lonlat[row]
+            picks = {c: self.dates(row, c, epoch=epoch) for c in store.days}
+            for clock, steps in picks.items():
+                out[f"{clock}/days"][i, : len(steps)] = store.days[clock][steps]
+                out[f"{clock}/present"][i, : len(steps)] = True
+                if clock == "s1" and store.track is not None:
+                    out["s1/track_of_date"][i, : len(steps)] = store.track[steps]
+            for name in present:
+                dest = out[name][i]
+                entry = store.entries.get(name)
+                if entry is None:
+                    dest[...] = self._nodata(name)
+                    continue
+                array = stream.stored_array(entry.path, entry.identity)
+                if entry.clock is not None:
+                    chosen = picks[entry.clock]
+                    steps = chosen if entry.steps is None else entry.steps[chosen]
+                elif entry.layer.stack_dim == "year":
+                    steps = np.array([self._year(row, store)])
+                else:
+                    steps = np.arange(array.shape[0])
+                if len(steps) < len(dest):
+                    dest[len(steps) :] = self._nodata(name)
+                work.add(array, steps.tolist(), y, x, dest[: len(steps)])
+        return work.done()
+
+    def _nodata(self, name: str) -> float:
+        nodata = self.layers[name].nodata
+        return 0 if nodata is None else nodata
+
+    def _year(self, row: int, store: StoreIndex) -> int:
+        ends = [
+            store.days[c][s]
+            for c in store.days
+            for low, high in [self._table.ranges[c][row]]
+            if high > low
+            for s in (low, high - 1)
+        ]
+        if not ends:
+            return len(store.years) - 1
+        middle = instant((min(ends) + max(ends)) / 2).year
+        return int(np.argmin(np.abs(np.array(store.years) - middle)))
+
+    def _checked(self, wanted: Any) -> np.ndarray:
+        rows: np.ndarray = np.asarray(wanted, np.intp).reshape(-1)
+        bad = rows[(rows < 0) | (rows >= len(self))]
+        if len(bad):
+            raise CubeError(f"sample {bad[0]} does not exist; there are {len(self):,}, from 0")
+        return rows
+
+    def _fits(self, out: Read, n: int) -> None:
+        for name, (shape, dtype) in self.spec().items():
+            array = out.get(name)
+            if array is None or array.shape != (n, *shape) or array.dtype != dtype:
+                found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise CubeError(
+                    f"out[{name!r}] must be {dtype} {(n, *shape)}, C-contiguous; got {found}: "
+                    "use Samples.empty"
+                )
+
+
+@lru_cache(maxsize=64)
+def _salt(clock: str) -> int:
+    return int.from_bytes(hashlib.sha256(clock.encode()).digest()[:8], "little")
+
+
+def uniform(key: tuple[int, ...], n: int) -> np.ndarray:
+    """Return `n` float64 in [0, 1) that are a pure function of `key` (splitmix64 finaliser).
+
+    The same on every machine and NumPy version, and 20 times quicker to begin than a Generator.
+    """
+    state = 0x9E3779B97F4A7C15
+    for part in key:
+        state = _mix((state ^ (part & (2**64 - 1))) + 0x9E3779B97F4A7C15 & (2**64 - 1))
+    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(state)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
+    result: np.ndarray = z.astype(np.float64) * 2.0**-53
+    return result
+
+
+def _mix(z: int) -> int:
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
+    return z ^ (z >> 31)
+
+
+def _common_layers(stores: Sequence[StoreIndex]) -> dict[str, Layer]:
+    layers: dict[str, Layer] = {}
+    kinds: dict[str, tuple[str, str]] = {}
+    for store in stores:
+        for name, entry in store.entries.items():
+            known = layers.setdefault(name, entry.layer)
+            kind = kinds.setdefault(name, (entry.calibration, store.path))
+            if kind[0] != entry.calibration:
+                raise CubeError(
+                    f"{store.path} has {name} as {entry.calibration or 'nothing stated'}, and "
+                    f"{kind[1]} as {kind[0] or 'nothing stated'}: calibrations do not mix; plan "
+                    "these stores apart"
+                )
+            if known.channels != entry.layer.channels:
+                raise CubeError(
+                    f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "
+                    f"another store with {', '.join(known.channels)}: plan them apart"
+                )
+    order = list(registry.layers())
+    return dict(sorted(layers.items(), key=lambda item: order.index(item[0])))

@@ -1,0 +1,240 @@
+"""Splitting samples so that no pixel, and where asked for no neighbourhood, is on two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import shapely
+
+from cubes.sampling.sampleset import Samples, uniform
+from cubes.types import CubeError
+
+NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
+
+
+def split(
+    samples: Samples,
+    *,
+    by: Literal["block", "time", "aoi"] = "block",
+    block: float | str | None = None,
+    buffer: float | str = 0,
+    fractions: Sequence[float] = (0.7, 0.15, 0.15),
+    seed: int = 0,
+) -> dict[str, Samples]:
+    """Return samples by split: ``train``, ``val``, ``test`` (two fractions: train and test).
+
+    Whole blocks are dealt to the splits until each holds its fraction of the samples. Then, so
+    that nothing leaks, samples that come nearer than `buffer` to a sample of a later split (in
+    the order train, val, test), or overlap it, are left out of the earlier one.
+
+    Parameters
+    ----------
+    samples
+        What to divide.
+    by
+        ``block``: squares of ground on the lattice of the CRS (the same for all cubes of a zone);
+        ``time``: runs of days (samples need ``Window.period``); ``aoi``: whole areas.
+    block
+        Edge in metres, default four windows; by time a length such as ``"30D"``, default two
+        periods; by aoi not used.
+    buffer
+        Least distance in metres between windows of different splits; by time a length of time
+        between their periods.
+    fractions
+        Of the samples, two or three numbers with sum 1.
+    seed
+        Deals the blocks.
+
+    Raises
+    ------
+    CubeError
+        Too few blocks, a split left empty by the buffer, or fractions that make no sense.
+    """
+    names = NAMES.get(len(fractions))
+    if names is None or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise CubeError(f"fractions={tuple(fractions)}: two or three positive numbers with sum 1")
+    if by not in ("block", "time", "aoi"):
+        raise CubeError(f"by={by!r}: choose block, time or aoi")
+    gap = _days("buffer", buffer) if by == "time" else _metres(buffer)
+    keys, what = _blocks(samples, by, block)
+    side = _deal(keys, fractions, seed, what)
+    keep = _buffered(samples, side, by, gap)
+    result = {}
+    for number, name in enumerate(names):
+        mine = side == number
+        if not (mine & keep).any():
+            raise CubeError(
+                f"no sample left in {name!r}: its {int(mine.sum())} samples of {len(samples)} "
+                f"({what}) all come within buffer={buffer!r} of another split; take larger "
+                "blocks, a smaller buffer, or more area"
+            )
+        result[name] = samples.take(mine & keep)
+    return result
+
+
+def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame:
+    """Return pairs of samples of different splits that share ground and time; empty when clean.
+
+    Parameters
+    ----------
+    splits
+        Name -> samples.
+    buffer
+        Distance in metres below which two windows count as sharing ground; 0: overlap.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``split, id, other_split, other_id``.
+    """
+    found = []
+    names = list(splits)
+    for i, name in enumerate(names):
+        for other in names[i + 1 :]:
+            pairs = _near(splits[name], splits[other], buffer)
+            pairs = pairs[:, _meet(splits[name], splits[other], pairs)]
+            found.append(
+                pd.DataFrame(
+                    {
+                        "split": name,
+                        "id": splits[name].ids[pairs[0]],
+                        "other_split": other,
+                        "other_id": splits[other].ids[pairs[1]],
+                    }
+                )
+            )
+    columns = ["split", "id", "other_split", "other_id"]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+
+
+def _days(name: str, value: float | str) -> float:
+    try:
+        return float(pd.Timedelta(value or "0D") / pd.Timedelta(1, "D"))
+    except ValueError as error:
+        raise CubeError(f"{name}={value!r}: by time it is a length such as '30D'") from error
+
+
+def _blocks(samples: Samples, by: str, block: float | str | None) -> tuple[np.ndarray, str]:
+    """Return (sample, k) keys of the block that each sample's centre lies in, and words for it."""
+    store = samples.numbers
+    if by == "aoi":
+        aois = np.array([s.aoi for s in samples.stores])
+        return np.unique(aois, return_inverse=True)[1][store][:, None], "by area"
+    if by == "time":
+        start, end = samples.span()
+        if samples.window.period is None:
+            raise CubeError(
+                "by='time' needs samples with a period, and these take all dates of a cube: plan "
+                "with Window(period='60D') or so"
+            )
+        days = _days("block", block if block is not None else samples.window.period)
+        days *= 1 if block is not None else 2
+        if days <= 0:
+            raise CubeError(f"block={block!r} is no positive length of time")
+        return np.floor((start + end) / 2 / days).astype(np.int64)[:, None], f"blocks of {days:g} D"
+    bounds = samples.bounds()
+    edge = float(block) if block is not None else 4 * float(bounds[0, 2] - bounds[0, 0])
+    if not edge > 0:
+        raise CubeError(f"block={block!r} is no positive number of metres")
+    crs = np.unique(np.array([s.crs for s in samples.stores]), return_inverse=True)[1][store]
+    x, y = (bounds[:, 0] + bounds[:, 2]) / 2, (bounds[:, 1] + bounds[:, 3]) / 2
+    cells = [crs, np.floor(x / edge), np.floor(y / edge)]
+    return np.stack(cells, axis=1).astype(np.int64), f"blocks of {edge:g} m"
+
+
+def _deal(keys: np.ndarray, fractions: Sequence[float], seed: int, what: str) -> np.ndarray:
+    """Return the split of each sample: blocks in an order drawn by seed, cut at the fractions."""
+    blocks, inverse, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    inverse = inverse.reshape(-1)
+    k = len(fractions)
+    if len(blocks) < k:
+        raise CubeError(
+            f"{len(blocks)} {what} hold all {len(keys)} samples, and {k} splits need at least "
+            f"{k}: take smaller blocks, or more area or time"
+        )
+    order = np.argsort([uniform((seed, *map(int, key)), 1)[0] for key in blocks], kind="stable")
+    # A block goes to the split in whose share its middle lies ...
+    middle = (np.cumsum(counts[order]) - counts[order] / 2) / len(keys)
+    side = np.searchsorted(np.cumsum(fractions)[:-1], middle, side="right")
+    # ... and every split gets at least one: pull the borders where one would be empty.
+    for number in range(k):
+        side[number] = min(side[number], number)
+        side[len(order) - k + number] = max(side[len(order) - k + number], number)
+    side = np.maximum.accumulate(side)
+    of_block = np.empty(len(blocks), np.int64)
+    of_block[order] = side
+    result: np.ndarray = of_block[inverse]
+    return result
+
+
+def _buffered(samples: Samples, side: np.ndarray, by: str, gap: float) -> np.ndarray:
+    """Return which samples stay: those far enough from every later split."""
+    keep = np.ones(len(samples), bool)
+    for number in range(int(side.max())):
+        mine, later = np.flatnonzero(side == number), np.flatnonzero((side > number) & keep)
+        if by == "time":
+            start, end = samples.span()
+            lows, highs = start[later], end[later]
+            keep[mine] = [
+                not ((start[i] - highs <= gap) & (lows - end[i] <= gap)).any() for i in mine
+            ]
+        else:
+            near = _near(samples.take(mine), samples.take(later), gap)
+            keep[mine[np.unique(near[0])]] = False
+    return keep
+
+
+def _metres(buffer: float | str) -> float:
+    try:
+        value = float(buffer)
+    except ValueError as error:
+        raise CubeError(
+            f"buffer={buffer!r}: a number of metres (by='time': such as '3D')"
+        ) from error
+    if value < 0:
+        raise CubeError(f"buffer={buffer!r} is negative")
+    return value
+
+
+def _near(first: Samples, second: Samples, distance: float) -> np.ndarray:
+    """Return (2, pairs) positions of windows nearer than `distance` metres, or overlapping."""
+    pairs = []
+    for crs in sorted({first.stores[i].crs for i in np.unique(first.numbers)}):
+        mine = np.flatnonzero(np.array([s.crs == crs for s in first.stores])[first.numbers])
+        boxes = _boxes(first.take(mine), crs)
+        # Windows that only touch share no pixel: shrink by a millimetre.
+        others = shapely.buffer(_boxes(second, crs), -1e-3, join_style="mitre")
+        found = shapely.STRtree(others).query(boxes, predicate="dwithin", distance=distance)
+        pairs.append(np.stack([mine[found[0]], found[1]]))
+    return np.concatenate(pairs, axis=1) if pairs else np.empty((2, 0), np.int64)
+
+
+def _boxes(samples: Samples, crs: str) -> np.ndarray:
+    """Return the windows as polygons in `crs`, empty where they cannot be projected to it."""
+    from pyproj import Transformer
+
+    bounds = samples.bounds()
+    boxes = shapely.box(*bounds.T)
+    of = np.array([s.crs for s in samples.stores])[samples.numbers]
+    for other in np.unique(of[of != crs]):
+        rows = np.flatnonzero(of == other)
+        to = Transformer.from_crs(str(other), crs, always_xy=True)  # pyproj takes no np.str_
+        points = shapely.get_coordinates(boxes[rows])
+        moved = np.stack(to.transform(*points.T), axis=1)
+        bad = ~np.isfinite(moved).all(axis=1).reshape(-1, 5).all(axis=1)
+        moved[np.repeat(bad, 5)] = 0
+        new = shapely.set_coordinates(boxes[rows], moved)
+        new[bad] = shapely.Polygon()
+        boxes[rows] = new
+    result: np.ndarray = boxes
+    return result
+
+
+def _meet(first: Samples, second: Samples, pairs: np.ndarray) -> np.ndarray:
+    """Return which pairs overlap in time (samples without dates always do)."""
+    (start, end), (low, high) = first.span(), second.span()
+    meet: np.ndarray = ~((start[pairs[0]] > high[pairs[1]]) | (low[pairs[1]] > end[pairs[0]]))
+    return meet

@@ -1,0 +1,1 @@
+"""Catalogues as sources: searches, static files, items as tables, and lazy arrays of them."""

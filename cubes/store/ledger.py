@@ -1,0 +1,449 @@
+"""What is done, proved by hashes: plan, records, seal and lock, beside the data in ``__cubes__``.
+
+::
+
+    area.zarr/
+      zarr.json              root with consolidated metadata; written last: before the seal no Zarr
+      s1/zarr.json           reader finds a group, so a half-written cube never looks whole
+      s1/backscatter/zarr.json, c/0/0/0/0, ...
+      __cubes__/build.json   format, plan hash, layout, partition into regions
+                plan.json    the plan; `resume` and `repair` need nothing else
+                regions/     one record per finished region, until the seal
+                table.npz    all records in one table, once sealed
+                valid.npz    layer -> valid pixels (step, patch row, patch column); ``patch``
+                sealed.json  hash over every object; its presence is the seal
+                lock         held by the one writer
+
+Plain readers never list ``__cubes__``: they take the consolidated metadata of the root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cubes.store.layout import (
+    ArrayLayout,
+    Region,
+    array_layouts,
+    patch_grid,
+    region_arrays,
+    region_keys,
+)
+from cubes.store.layout import regions as all_regions
+from cubes.types import FORMAT_VERSION, CubeError, Layout, Plan
+
+FOLDER = "__cubes__"
+PARTIAL = ".partial"
+"""Ending of files being written; swept when the next writer starts."""
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+def store_path(store: str | os.PathLike[str]) -> Path:
+    """Return `store` as a path.
+
+    Raises
+    ------
+    CubeError
+        A URL: cubes are written to and read from folders.
+    """
+    text = os.fspath(store)
+    if "://" in text:
+        raise CubeError(
+            f"a store is a folder, not a URL: {text.split('?')[0]!r}; write to a local folder and "
+            "copy it whole (a sealed cube is plain files)"
+        )
+    return Path(text)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` so that `path` holds all of it or what it held before, power loss included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in `folder` survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(store: Path) -> int:
+    """Remove files that a killed writer left half-written; return how many. Needs the lock."""
+    swept = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            if name.endswith(PARTIAL):
+                Path(folder, name).unlink(missing_ok=True)
+                swept += 1
+    return swept
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of `data`, hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------- build
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Build:
+    """What a store was started as: enough to know its arrays, regions and objects."""
+
+    store: Path
+    plan_sha256: str
+    layout: Layout
+    span: Mapping[str, int]
+    """Patches per region edge for each ``group.dim``."""
+    source: str
+    """``plan``: pixels come from assets; ``tree <hash>``: from a person's own DataTree."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the ledger lies."""
+        return self.store / FOLDER
+
+
+@lru_cache(maxsize=8)
+def _plan_of(path: str, sha256: str) -> Plan:
+    plan = Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    if plan.sha256 != sha256:
+        raise CubeError(
+            f"{path} is not the plan that this store was started with (hash {plan.sha256[:12]}, "
+            f"recorded {sha256[:12]}); restore the file, or write the cube again with force=True"
+        )
+    return plan
+
+
+def build_plan(build: Build) -> Plan:
+    """Return the plan of a store, cached per process."""
+    return _plan_of(str(build.folder / "plan.json"), build.plan_sha256)
+
+
+def build_arrays(build: Build) -> dict[str, ArrayLayout]:
+    """Return how each array of a store lies in it, by layer name."""
+    return array_layouts(build_plan(build), build.layout)
+
+
+def build_regions(build: Build) -> list[Region]:
+    """Return the regions of a store."""
+    return all_regions(build_arrays(build), dict(build.span))
+
+
+def load_build(store: str | os.PathLike[str]) -> Build:
+    """Return what the store was started as.
+
+    Raises
+    ------
+    CubeError
+        No such folder; not a cube; written by a newer version.
+    """
+    path = store_path(store)
+    file = path / FOLDER / "build.json"
+    if not path.exists():
+        raise CubeError(f"no store at {path}; write one with cubes.write(request, {str(path)!r})")
+    if not file.exists():
+        raise CubeError(
+            f"{path} is not a cube written by cubes.write: it has no {FOLDER}/build.json"
+        )
+    body = json.loads(file.read_text(encoding="utf-8"))
+    if body["format"] > FORMAT_VERSION:
+        raise CubeError(
+            f"{path} has store format {body['format']}; this version of cubes reads up to "
+            f"{FORMAT_VERSION}: upgrade deepsentinel"
+        )
+    return Build(
+        store=path,
+        plan_sha256=body["plan_sha256"],
+        layout=Layout(**body["layout"]),
+        span=body["span"],
+        source=body["source"],
+    )
+
+
+def save_build(build: Build, plan: Plan) -> None:
+    """Start a store: write its plan, then what makes it a store."""
+    body = {
+        "format": FORMAT_VERSION,
+        "plan_sha256": build.plan_sha256,
+        "layout": asdict(build.layout),
+        "span": dict(build.span),
+        "source": build.source,
+    }
+    write_atomic(build.folder / "plan.json", plan.to_json().encode())
+    write_atomic(build.folder / "build.json", json.dumps(body, sort_keys=True).encode())
+
+
+def load_plan(store: str | os.PathLike[str]) -> Plan:
+    """Return the plan that a store was written from: grid, steps, assets; reads no pixel.
+
+    Raises
+    ------
+    CubeError
+        Not a cube, or of a newer version.
+    """
+    return build_plan(load_build(store))
+
+
+# -------------------------------------------------------------------------------------- records
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """What one finished region holds."""
+
+    region: str
+    plan_sha256: str
+    objects: Mapping[str, tuple[str, int]]
+    """Key -> SHA-256 and size of each object written; shards that are all nodata are absent."""
+    valid: Mapping[str, npt.NDArray[np.uint32]]
+    """Layer -> pixels that hold data (True for masks; with channels the mean over them, rounded
+    down), shape (steps, rows, columns) of the region's patches."""
+    pixels_read: int = 0
+    retries: int = 0
+    seconds: float = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes written."""
+        return sum(size for _, size in self.objects.values())
+
+
+def save_record(build: Build, record: Record) -> None:
+    """Write the record of a finished region; from then on the region is done."""
+    body = asdict(record)
+    body["valid"] = {k: [list(v.shape), v.ravel().tolist()] for k, v in record.valid.items()}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    path = build.folder / "regions" / f"{record.region}.json"
+    write_atomic(path, text.encode())
+    sync_folder(path.parent)
+
+
+def _load_record(path: Path) -> Record | None:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        body["objects"] = {k: (sha, size) for k, (sha, size) in body["objects"].items()}
+        body["valid"] = {
+            k: np.array(flat, np.uint32).reshape(shape)
+            for k, (shape, flat) in body["valid"].items()
+        }
+        return Record(**body)
+    except (ValueError, KeyError, TypeError):
+        return None  # torn or foreign: the region counts as not done and is written again
+
+
+@dataclass(kw_only=True, slots=True)
+class Table:
+    """All that the ledger knows: grows as records are added."""
+
+    done: set[str] = field(default_factory=set)
+    """Ids of finished regions."""
+    objects: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Key -> SHA-256 and size, of every object (metadata too, once sealed)."""
+    valid: dict[str, npt.NDArray[np.uint32]] = field(default_factory=dict)
+    """Layer -> valid pixels per step and patch, shape (steps, rows, columns)."""
+
+
+def load_table(build: Build) -> Table:
+    """Return everything that is done: the sealed table, then newer records over it."""
+    arrays = build_arrays(build)
+    table = Table(
+        valid={n: np.zeros((a.steps, *patch_grid(a)), np.uint32) for n, a in arrays.items()}
+    )
+    file = build.folder / "table.npz"
+    if file.exists():
+        folder = build.folder
+        with np.load(file) as saved, np.load(folder / "valid.npz") as counts:
+            table.done = set(saved["regions"].tolist())
+            shas = [row.tobytes().hex() for row in saved["object_sha256"]]
+            sizes = saved["object_size"].tolist()
+            table.objects = dict(
+                zip(saved["object_key"].tolist(), zip(shas, sizes, strict=True), strict=True)
+            )
+            for name in table.valid:
+                table.valid[name] = counts[name]
+    folder = build.folder / "regions"
+    if folder.is_dir():
+        by_id = {r.id: r for r in build_regions(build)}
+        for path in sorted(folder.glob("*.json")):
+            record = _load_record(path)
+            if record and record.plan_sha256 == build.plan_sha256 and record.region in by_id:
+                add_record(table, arrays, by_id[record.region], record)
+    return table
+
+
+def add_record(
+    table: Table, arrays: dict[str, ArrayLayout], region: Region, record: Record
+) -> None:
+    """Enter a finished region into `table`."""
+    table.done.add(region.id)
+    for array in region_arrays(arrays, region):
+        for key in region_keys(array, region):
+            table.objects.pop(key, None)
+        part = table.valid[array.name][
+            slice(*region.steps), slice(*region.rows), slice(*region.columns)
+        ]
+        part[...] = record.valid[array.name]
+    table.objects.update(record.objects)
+
+
+def save_table(build: Build, table: Table) -> None:
+    """Write all records as two tables: of objects, and of valid pixels."""
+    keys = sorted(table.objects)
+    shas = b"".join(bytes.fromhex(table.objects[k][0]) for k in keys)
+    edge = max((a.patch[0] for a in build_arrays(build).values()), default=0)
+    _save_npz(build.folder / "valid.npz", {**table.valid, "patch": np.array(edge)})
+    _save_npz(
+        build.folder / "table.npz",
+        {
+            "regions": np.array(sorted(table.done), str),
+            "object_key": np.array(keys, str),
+            "object_sha256": np.frombuffer(shas, np.uint8).reshape(-1, 32),
+            "object_size": np.array([table.objects[k][1] for k in keys], np.int64),
+        },
+    )
+
+
+def _save_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+# ----------------------------------------------------------------------------------------- seal
+
+
+def tree_sha256(objects: Mapping[str, tuple[str, int]]) -> str:
+    """Return one hash over all objects: SHA-256 of the sorted lines ``key sha256``."""
+    lines = "\n".join(f"{key} {objects[key][0]}" for key in sorted(objects))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def seal(build: Build, table: Table) -> str:
+    """Compact the records into one table and seal the store; return the tree hash."""
+    save_table(build, table)
+    tree = tree_sha256(table.objects)
+    body = {
+        "format": FORMAT_VERSION,
+        "plan_sha256": build.plan_sha256,
+        "tree_sha256": tree,
+        "objects": len(table.objects),
+        "bytes": sum(size for _, size in table.objects.values()),
+        "regions": len(table.done),
+    }
+    write_atomic(build.folder / "sealed.json", json.dumps(body, sort_keys=True).encode())
+    sync_folder(build.folder)
+    # only now: until the seal stands, a kill must find the records
+    for path in (build.folder / "regions").glob("*.json"):
+        path.unlink()
+    return tree
+
+
+def sealed(build: Build) -> dict[str, Any] | None:
+    """Return the seal, or None where the store is not finished."""
+    path = build.folder / "sealed.json"
+    if not path.exists():
+        return None
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return body
+
+
+@contextmanager
+def lock(store: Path) -> Iterator[None]:
+    """Hold the store's write lock; the system frees it when the process dies, however it dies.
+
+    Raises
+    ------
+    CubeError
+        Another process (or thread) is writing this store.
+    """
+    import fcntl
+
+    path = store / FOLDER / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise CubeError(
+                f"{store} is being written by {holder}; wait for it, or write to another path"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+# ------------------------------------------------------------------------------- what is in there
+
+
+def valid_fractions(
+    store: str | os.PathLike[str], layers: Iterable[str] | None = None
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Return how much of each patch and step holds data, from the ledger; reads no pixel.
+
+    Parameters
+    ----------
+    store : path
+        A cube, sealed or not (regions not written count as no data).
+    layers : iterable of str, optional
+        Layer names; all by default.
+
+    Returns
+    -------
+    dict
+        Layer -> float32, shape (steps, rows, columns) of patches, 0 to 1: pixels that hold data
+        over all pixels. For masks (``s2/clear``) the share that is True.
+    """
+    build = load_build(store)
+    table = load_table(build)
+    arrays = build_arrays(build)
+    out = {}
+    for name in arrays if layers is None else layers:
+        array = arrays[name]
+        out[name] = (table.valid[name] / patch_pixels(array)).astype(np.float32)
+    return out
+
+
+def patch_pixels(array: ArrayLayout) -> npt.NDArray[np.int64]:
+    """Return the real pixels of each patch, shape (rows, columns): fewer at ragged edges."""
+    (rows, columns), (height, width) = patch_grid(array), array.patch
+    ys = np.minimum(np.arange(1, rows + 1) * height, array.shape[-2]) - np.arange(rows) * height
+    xs = np.minimum(np.arange(1, columns + 1) * width, array.shape[-1]) - np.arange(columns) * width
+    return np.multiply.outer(ys, xs).astype(np.int64)

@@ -1,0 +1,1 @@
+"""The demo: simulated archives behind a real STAC API, and the whole road over them."""

@@ -1,0 +1,1 @@
+"""Tasks, floors that a model must beat, metrics that add up, intervals by tile."""

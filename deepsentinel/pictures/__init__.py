@@ -1,0 +1,1 @@
+"""Arrays and scores as images, charts, and one page that holds them."""

@@ -1,0 +1,1 @@
+"""Objectives, views, sources of batches, and a training that can be killed."""
