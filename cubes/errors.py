@@ -9,6 +9,10 @@ class CubeError(ValueError):
     """Says what was wrong with a user's input or data, what is allowed, and the remedy."""
 
 
+class NothingFound(CubeError):
+    """A search that was answered, with nothing in it."""
+
+
 class AssetReadError(CubeError):
     """Names the item, asset, window, status and attempts of a read that failed for good.
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from cubes.errors import NothingFound
 from cubes.reading.access import redact
 from cubes.stac import remembered
 from cubes.stac.items import Bounds, area, in_hand, interval, matches, row, self_href, table
@@ -68,9 +67,10 @@ def granules(
 
     Raises
     ------
+    NothingFound
+        Names collection, area, time, catalogue and remedy.
     CubeError
-        Nothing found: collection, area, time, catalogue and remedy; a catalogue that cannot be
-        read; a reversed time range.
+        A catalogue that cannot be read; a reversed time range.
     """
     wanted = dict(query or {})
     span = None if time is None else interval(time)
@@ -150,7 +150,7 @@ def _found(
 ) -> list[Item]:
     """Return the items of a source, more than asked for where it cannot filter."""
     if catalog.kind == "api":
-        return _cached(catalog, collection, where, time, query)
+        return _ask(catalog, collection, where, time, query)
     return list(walk(catalog, collection))
 
 
@@ -165,17 +165,17 @@ def holds(
         if catalog.kind == "api":
             return bool(_ask(catalog, collection, where, time, {}, most=1))
         return bool(len(granules(catalog, collection, geometry=where, time=time)))
-    except CubeError as error:
-        if "no granules" in str(error):
-            return False
-        raise
+    except NothingFound:
+        return False
 
 
 def _may_be(item: Mapping[str, Any], collection: str) -> bool:
     return item.get("collection") in (None, collection)
 
 
-def _nothing(found: list[Item], collection: str, name: str, asked: Mapping[str, Any]) -> CubeError:
+def _nothing(
+    found: list[Item], collection: str, name: str, asked: Mapping[str, Any]
+) -> NothingFound:
     """Return the error for an empty result, saying which condition emptied it."""
     where, time, query = asked["area"], asked["time"], asked["query"]
     said = [f"collection {collection!r}"]
@@ -197,41 +197,10 @@ def _nothing(found: list[Item], collection: str, name: str, asked: Mapping[str, 
         )
     else:
         hint = "check the collection's name and coverage, or widen area and time"
-    return CubeError(f"no granules in {name} for {'; '.join(said)}: {hint}")
+    return NothingFound(f"no granules in {name} for {'; '.join(said)}: {hint}")
 
 
 # ---------------------------------------------------------------------------------------- API
-
-_searches: OrderedDict[str, list[Item]] = OrderedDict()
-_searches_lock = threading.Lock()
-
-
-def forget_searches() -> None:
-    """Forget the searches that this process remembers."""
-    with _searches_lock:
-        _searches.clear()
-
-
-def _cached(
-    catalog: Catalog,
-    collection: str,
-    where: BaseGeometry | None,
-    time: tuple[str, str] | None,
-    query: dict[str, Any],
-) -> list[Item]:
-    """Return an API's answer, asked once per process: layers of one collection share it."""
-    wkb = "" if where is None else where.wkb_hex
-    key = json.dumps([_asked(catalog, collection, query), wkb, time])
-    with _searches_lock:
-        if key in _searches:
-            _searches.move_to_end(key)
-            return _searches[key]
-    found = _ask(catalog, collection, where, time, query)
-    with _searches_lock:
-        _searches[key] = found
-        while len(_searches) > 64:
-            _searches.popitem(last=False)
-    return found
 
 
 def _ask(

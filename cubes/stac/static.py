@@ -8,9 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
-from cubes.reading.access import permit, redact, scheme_of, under
+from cubes.reading.access import MAX_REDIRECTS, permit, redact, scheme_of, under
 from cubes.stac.items import absolute
 from cubes.types import Catalog, CubeError
 
@@ -110,11 +110,18 @@ def _local_text(href: str, catalog: Catalog, root: str) -> str:
 def _remote_text(href: str, catalog: Catalog, root: str) -> bytes:
     import requests
 
-    if urlsplit(href).netloc != urlsplit(root).netloc:
-        permit(href, catalog.access)
-    with requests.get(href, timeout=TIMEOUT, stream=True) as answer:
-        answer.raise_for_status()
-        body = answer.raw.read(MAX_JSON + 1, decode_content=True)
-    if len(body) > MAX_JSON:
-        raise CubeError(f"{redact(href)} is larger than {MAX_JSON:,} bytes")
-    return bytes(body)
+    # requests would follow a redirect anywhere: each hop must be one that a link could lead to
+    location = href
+    for _ in range(MAX_REDIRECTS + 1):
+        if urlsplit(location).netloc != urlsplit(root).netloc:
+            permit(location, catalog.access)
+        with requests.get(location, timeout=TIMEOUT, stream=True, allow_redirects=False) as answer:
+            if answer.is_redirect:
+                location = urljoin(location, answer.headers["Location"])
+                continue
+            answer.raise_for_status()
+            body = answer.raw.read(MAX_JSON + 1, decode_content=True)
+        if len(body) > MAX_JSON:
+            raise CubeError(f"{redact(href)} is larger than {MAX_JSON:,} bytes")
+        return bytes(body)
+    raise CubeError(f"{redact(href)} redirects more than {MAX_REDIRECTS} times")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import http.server
 import json
 import pickle
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -293,14 +296,13 @@ def served(tmp_path: Path, server: Callable[..., str], given: list[dict[str, Any
 
 
 @pytest.mark.server
-def test_a_real_api_pages_and_is_asked_once(
+def test_a_real_api_pages_and_a_wide_search_answers_the_narrow_ones_in_it(
     tmp_path: Path, server: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [
         item(n, assets={"red": {"href": f"https://h.org/{n}.tif"}}) for n in (5, 3, 1, 0, 2, 4)
     ]
     catalog = served(tmp_path, server, given)
-    stac.forget_searches()
     whole = stac.granules(catalog, "optical", bbox=(-1, 49, 9, 52), time=("2021-05-01", ".."))
     assert ids(whole) == [f"granule-{n}" for n in range(6)]
     part = stac.granules(
@@ -311,13 +313,87 @@ def test_a_real_api_pages_and_is_asked_once(
     clear = stac.granules(catalog, "optical", query={"eo:cloud_cover": {"lt": 15}})
     assert ids(clear) == ["granule-0", "granule-1"]
 
-    def never(*_: Any) -> None:
-        raise AssertionError("asked again")
+    asked = []
+    ask = stac._ask
+    monkeypatch.setattr(stac, "_ask", lambda *a, **k: asked.append(a[1]) or ask(*a, **k))
+    area, period = shapely.box(-1, 49, 9, 52), ("2021-05-01", "2021-05-31")
+    narrow = {"bbox": (1.5, 50, 3.5, 51), "time": ("2021-05-01", "2021-05-03")}
+    with stac.searched(catalog, [("optical", True, {})], area, period):
+        assert asked == ["optical"]
+        assert ids(stac.granules(catalog, "optical", **narrow)) == ids(part)
+        assert asked == ["optical"]
+        # what it does not cover is asked for: a wider area, another time, another query
+        stac.granules(catalog, "optical", bbox=(-9, 49, 9, 52))
+        stac.granules(catalog, "optical", bbox=(1.5, 50, 3.5, 51), time=("2021-04-01", ".."))
+        stac.granules(catalog, "optical", **narrow, query={"eo:cloud_cover": {"lt": 99}})
+        assert len(asked) == 4
+    # outside the block nothing is remembered: a catalogue grows while a session lives
+    stac.granules(catalog, "optical", **narrow)
+    assert len(asked) == 5
 
-    monkeypatch.setattr(stac, "_ask", never)
-    again = stac.granules(catalog, "optical", bbox=(-1, 49, 9, 52), time=("2021-05-01", ".."))
-    assert ids(again) == ids(whole)
-    stac.forget_searches()
+
+@contextlib.contextmanager
+def web(host: str, answer: Callable[[str], tuple[int, dict[str, str], bytes]]) -> Iterator[str]:
+    """Serve whatever `answer` gives for a path; yield the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            status, headers, body = answer(self.path)
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer((host, 0), Handler) as served:
+        thread = threading.Thread(target=served.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://{host}:{served.server_port}"
+        finally:
+            served.shutdown()
+            thread.join(10)
+
+
+def test_a_static_catalogue_cannot_be_redirected_past_the_list() -> None:
+    inner = []
+
+    def secret(path: str) -> tuple[int, dict[str, str], bytes]:
+        inner.append(path)
+        return 200, {}, json.dumps(item(0, assets={})).encode()
+
+    with web("127.0.0.2", secret) as inside:
+        goes = {
+            "/away.json": f"{inside}/latest",
+            "/on.json": "/item.json",
+            "/round.json": "round.json",
+        }
+
+        def public(path: str) -> tuple[int, dict[str, str], bytes]:
+            if path in goes:
+                return 302, {"Location": goes[path]}, b""
+            if path == "/item.json":
+                return 200, {}, json.dumps(item(7, assets={})).encode()
+            link = {"rel": "item", "href": path.removeprefix("/to").removesuffix("/catalog.json")}
+            return 200, {}, json.dumps({"type": "Catalog", "id": "a", "links": [link]}).encode()
+
+        with web("127.0.0.1", public) as outside:
+            access = Access(schemes=("http",), hosts=("127.0.0.1",))
+
+            def found(to: str) -> list[str]:
+                url = f"{outside}/to/{to}/catalog.json"
+                catalog = Catalog(name="m", url=url, kind="static", access=access, products={})
+                return ids(stac.granules(catalog, "optical"))
+
+            assert found("on.json") == ["granule-7"]
+            with pytest.raises(CubeError, match=r"127\.0\.0\.2"):
+                found("away.json")
+            with pytest.raises(CubeError, match="redirects more than"):
+                found("round.json")
+    assert inner == []
 
 
 def test_an_api_that_is_not_there_is_named() -> None:
