@@ -54,6 +54,7 @@ MAX_REDIRECTS = 5
 """Most redirects followed for one file."""
 
 _S3 = {"s3": "/vsis3/", "gs": "/vsigs/"}
+_USER = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/?#\s'\"<>]*@")
 _QUERY = re.compile(r"\?[\w.%~-]+=[^\s'\"<>,]*")
 _SECRET = re.compile(
     r"(?i)(authorization\s*[:=]\s*(?:bearer\s+|basic\s+)?|bearer\s+|"
@@ -62,7 +63,8 @@ _SECRET = re.compile(
 
 
 def redact(text: str) -> str:
-    """Return `text` with query strings of URLs and files, and bearer tokens, taken out."""
+    """Return `text` with users and queries of URLs and files, and bearer tokens, taken out."""
+    text = _USER.sub(r"\1[redacted]@", text)
     return _SECRET.sub(r"\1[redacted]", _QUERY.sub("?[redacted]", text))
 
 
@@ -138,8 +140,8 @@ def _local(href: str, access: Access) -> str:
     path = Path(unquote(urlsplit(href).path) if href.startswith("file:") else href)
     if not path.is_absolute() or "\0" in href or str(path).startswith("/vsi"):
         raise CubeError(
-            f"{href!r} is not an absolute path of a file; give an absolute path, or an URL with "
-            f"one of the schemes {', '.join(access.schemes)}"
+            f"{redact(href)!r} is not an absolute path of a file; give an absolute path, or an URL "
+            f"with one of the schemes {', '.join(access.schemes)}"
         )
     if not any(under(path, Path(root)) for root in access.roots):
         raise CubeError(
@@ -194,7 +196,8 @@ def permit(href: str, access: Access) -> str:
         # a bucket stands where a host would
         if access.hosts and not _listed(host, access.hosts):
             raise CubeError(
-                f"{href!r}: bucket {host!r} is not in access.hosts ({', '.join(access.hosts)})"
+                f"{redact(href)!r}: bucket {host!r} is not in access.hosts "
+                f"({', '.join(access.hosts)})"
             )
         return f"{_S3[scheme]}{parts.netloc}{unquote(parts.path)}"
     if scheme not in ("http", "https"):

@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cubes.reading.access import redact
 from cubes.store.layout import (
     ArrayLayout,
     Region,
@@ -65,7 +66,7 @@ def store_path(store: str | os.PathLike[str]) -> Path:
     text = os.fspath(store)
     if "://" in text:
         raise CubeError(
-            f"a store is a folder, not a URL: {text.split('?')[0]!r}; write to a local folder and "
+            f"a store is a folder, not a URL: {redact(text)!r}; write to a local folder and "
             "copy it whole (a sealed cube is plain files)"
         )
     return Path(text)
