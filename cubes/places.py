@@ -15,14 +15,15 @@ import shapely
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
-from cubes.grid import as_aoi, utm_crs
+from cubes.grid import as_aoi
 from cubes.types import AOI, CubeError, Grid
+from cubes.zones import by_zone_of
 
 EQUAL_AREA = "EPSG:6933"
 """Cylindrical equal-area projection of the WGS84 ellipsoid: uniform there is uniform on Earth."""
 
 SOUTHERNMOST, NORTHERNMOST = -60.0, 80.0
-"""No land but Antarctica lies further south; Sentinel-2 sees no further north than 83 degrees."""
+"""No land but Antarctica lies further south; north of it there is ice, and little of Sentinel-2."""
 
 PATCH = 2560.0
 """Edge of a patch in metres: 256 pixels of 10 m, one cell of the lattice."""
@@ -161,7 +162,7 @@ def points(
 
 
 def _point(lon: float, lat: float, size: float) -> AOI:
-    return AOI(name=f"lat_{lat:.4f}_lon_{lon:.4f}", wkt=f"POINT ({lon:g} {lat:g})", size=size)
+    return AOI(name=f"lat_{lat:.4f}_lon_{lon:.4f}", wkt=f"POINT ({lon:.6f} {lat:.6f})", size=size)
 
 
 def _draw(area: BaseGeometry, n: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -171,6 +172,11 @@ def _draw(area: BaseGeometry, n: int, rng: np.random.Generator) -> npt.NDArray[n
     plane = Transformer.from_crs("EPSG:4326", EQUAL_AREA, always_xy=True)
     west, south, east, north = area.bounds
     south, north = max(south, SOUTHERNMOST), min(north, NORTHERNMOST)
+    if south >= north:
+        raise CubeError(
+            f"the area lies between {area.bounds[1]:.2f} and {area.bounds[3]:.2f} degrees north; "
+            f"points are drawn from {SOUTHERNMOST:g} to {NORTHERNMOST:g}"
+        )
     (x0, x1), (y0, y1) = plane.transform([west, east], [south, north])
     shapely.prepare(area)
     found: list[npt.NDArray[np.float64]] = []
@@ -226,7 +232,7 @@ def patches(geometries: Any, *, size: float = PATCH, resolution: float = 10.0) -
     rows: list[dict[str, Any]] = []
     unmatched: list[Any] = []
     for label, geometry in _labelled(geometries):
-        cells = list(_cells(geometry, size)) if _coverable(geometry) else []
+        cells = list(_cells(geometry, size, resolution)) if _coverable(geometry) else []
         if not cells:
             unmatched.append(label)
         rows += [{"row": label, **_patch(c, size, resolution)} for c in cells]
@@ -251,26 +257,44 @@ def _coverable(geometry: Any) -> bool:
     return bool(south >= -80 and north <= 84)
 
 
-def _cells(geometry: BaseGeometry, size: float) -> Iterable[tuple[str, float, float, float]]:
-    """Yield (crs, west, north, share) of the cells that a geometry touches, row by row."""
+def _cells(
+    geometry: BaseGeometry, size: float, resolution: float
+) -> Iterable[tuple[str, float, float, float]]:
+    """Yield (crs, west, north, share) of the cells that a geometry covers, zone by zone.
+
+    As in `cubes.grid.geobox`, a cell counts when the geometry reaches more than half a pixel into
+    it: a cell written as four corners in degrees bulges by 2 m into its neighbours.
+    """
     from pyproj import Transformer
 
-    centre = geometry.centroid
-    crs = utm_crs(centre.x, centre.y)
-    forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
-    flat = shapely.transform(
-        shapely.segmentize(geometry, 0.01), lambda xy: np.column_stack(forward.transform(*xy.T))
-    )
+    for zone, part in by_zone_of(geometry):
+        crs = f"EPSG:{32600 + zone}"
+        forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+        dense = shapely.segmentize(part, 0.01)
+        xy = np.column_stack(forward.transform(*shapely.get_coordinates(dense).T))
+        flat = shapely.set_coordinates(dense, xy)
+        # what lies wholly within half a pixel of borders has a cell all the same
+        found = _touched(flat, size, resolution / 2) or _touched(flat, size, 0.0)
+        for west, south in found:
+            box = shapely.box(west, south, west + size, south + size)
+            share = shapely.intersection(flat, box).area / size**2
+            yield crs, west, south + size, float(share)
+
+
+def _touched(flat: BaseGeometry, size: float, slack: float) -> list[tuple[float, float]]:
+    """Return (west, south) of the cells that a geometry reaches into, north to south."""
     left, bottom, right, top = flat.bounds
     columns = np.arange(np.floor(left / size), np.floor(right / size) + 1) * size
     lines = np.arange(np.floor(bottom / size), np.floor(top / size) + 1)[::-1] * size
     shapely.prepare(flat)
+    found: list[tuple[float, float]] = []
     for south in lines:
-        boxes = shapely.box(columns, south, columns + size, south + size)
-        for west, box in zip(columns, boxes, strict=True):
-            if flat.intersects(box):
-                share = shapely.intersection(flat, box).area / size**2
-                yield crs, float(west), float(south + size), float(share)
+        cores = shapely.box(
+            columns + slack, south + slack, columns + size - slack, south + size - slack
+        )
+        hit = shapely.intersects(flat, cores)
+        found += [(float(west), float(south)) for west in columns[hit]]
+    return found
 
 
 def _patch(cell: tuple[str, float, float, float], size: float, resolution: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import xarray as xr
 
 from cubes import grid as grids
 from cubes import plans, registry
-from cubes.cube import BLOCK, open_plan
+from cubes.cube import BLOCK, legends_of, open_plan
+from cubes.reading.access import without_secrets
 from cubes.stac import search as stac
+from cubes.stac.items import in_hand, self_href
 from cubes.types import AOI, Catalog, ClearPolicy, CubeError, Grid, Layer, OnMissing, Plan
 
 DEFAULT_LAYERS = ("s1/backscatter", "s2/reflectance", "s2/scl", "s2/clear")
@@ -132,9 +135,10 @@ class Request:
                 "aoi_wkt": self.aoi.wkt,
                 "time": list(self.time),
                 "catalog": self.catalog.name,
-                "catalog_url": self.catalog.url,
+                "catalog_url": without_secrets(self.catalog.url),
             },
             missing=tuple(missing),
+            legends=legends_of(self.layers),
         )
         _refuse_if_huge(self, box, {(a.group, a.dim): len(a) for a in axes})
         return plan
@@ -177,6 +181,13 @@ def _request(
     _one_of("on_missing", given.get("on_missing", "raise"), ("raise", "mask"))
     _one_of("reader", given.get("reader", "odc"), ("odc", "stackstac"))
     row = registry.catalog(catalog)
+    if layers is not None and not isinstance(layers, str | Layer):
+        layers = tuple(layers)
+        if not layers:
+            raise CubeError(
+                f"layers=() asks for nothing; leave it out for {', '.join(DEFAULT_LAYERS)}, or "
+                f"choose from {', '.join(registry.layers())}"
+            )
     chosen = _layers(layers or DEFAULT_LAYERS, given.get("bands"), given.get("pols"))
     for layer in chosen:
         if layer.derived_from is None:
@@ -188,7 +199,7 @@ def _request(
         layers=chosen,
         catalog=row,
         grid=_grid(given.get("grid"), given.get("like")),
-        items=None if items is None else tuple(_item_json(i) for i in items),
+        items=None if items is None else _items_json(items),
         **{k: given[k] for k in _OPTIONS if k in given},
     )
 
@@ -198,9 +209,16 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise CubeError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _item_json(item: Any) -> str:
-    body = item if isinstance(item, Mapping) else item.to_dict()
-    return json.dumps(body, sort_keys=True)
+def _items_json(items: Any) -> tuple[str, ...]:
+    """Return items in hand, in any form that a search takes, as JSON with absolute hrefs."""
+    return tuple(json.dumps(_standing(*found), sort_keys=True) for found in in_hand(items))
+
+
+def _standing(body: Mapping[str, Any], base: str | None) -> Mapping[str, Any]:
+    """Return an item that says itself where it stands, for the sake of its relative hrefs."""
+    if base is None or self_href(body) is not None:
+        return body
+    return {**body, "links": [*body.get("links", ()), {"rel": "self", "href": base}]}
 
 
 def _grid(grid: Any, like: Any) -> Grid:
@@ -237,19 +255,29 @@ def _layers(
 def time_range(time: Any) -> tuple[str, str]:
     """Return first and last moment as ISO 8601 (UTC, no suffix) of a range in any usual form.
 
+    Parameters
+    ----------
+    time : str, tuple, slice or one moment
+        ``"2020-03/2020-10"``, ``("2020-03-01", "2020-10-31")``, ``"2020"``, dates, datetimes,
+        Timestamps. Without a zone it is UTC. The last day, month or year is included whole; a
+        datetime at midnight stands for its day, a text with a time of day for that moment.
+
     Raises
     ------
     CubeError
-        Not a time, or reversed.
+        Not a time, reversed, or open at an end.
     """
     if isinstance(time, slice):
         time = (time.start, time.stop)
     if isinstance(time, str):
         time = tuple(time.split("/")) if "/" in time else (time, time)
+    elif time is not None and not isinstance(time, Sequence):
+        time = (time, time)
     try:
         first, last = time
-        start = pd.Period(first).start_time if isinstance(first, str) else pd.Timestamp(first)
-        stop = pd.Period(last).end_time if isinstance(last, str) else pd.Timestamp(last)
+        if None in (first, last) or ".." in (first, last) or "" in (first, last):
+            raise ValueError("an open end would make another cube every day: name the last day")
+        start, stop = _moment(first, end=False), _moment(last, end=True)
     except (TypeError, ValueError) as error:
         raise CubeError(
             f"cannot read {time!r} as a time range ({error}); give for example "
@@ -257,7 +285,28 @@ def time_range(time: Any) -> tuple[str, str]:
         ) from None
     if start > stop:
         raise CubeError(f"the time range is reversed: {first} is after {last}; swap them")
-    return start.isoformat(), stop.floor("s").isoformat()
+    return start.isoformat(), stop.floor("us").isoformat()
+
+
+_WHOLE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
+"""A year, a month or a day, which as an end is meant whole."""
+
+
+def _moment(value: Any, *, end: bool) -> pd.Timestamp:
+    """Return a moment in UTC without a zone: of a day or longer its first or its last."""
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
+        period = pd.Period(value.strip())
+        return period.end_time if end else period.start_time
+    if isinstance(value, bool | int | float):
+        raise ValueError(f"{value!r} is a number")
+    moment = pd.Timestamp(value)
+    if pd.isna(moment):
+        raise ValueError(f"{value!r} is no time")
+    if moment.tzinfo is not None:
+        moment = moment.tz_convert(None)
+    if end and not isinstance(value, str) and moment == moment.normalize():
+        return moment + pd.Timedelta("1D") - pd.Timedelta("1ns")
+    return moment
 
 
 def _refuse_if_huge(request: Request, box: Any, steps: Mapping[tuple[str, str], int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import shapely
+from shapely.geometry.base import BaseGeometry
 
 from cubes.grid import as_aoi, utm_zone
 from cubes.types import AOI, Grid
@@ -32,21 +33,35 @@ def by_zone(area: Any) -> list[tuple[AOI, Grid]]:
         See `cubes.aoi`.
     """
     whole = as_aoi(area)
-    parts: dict[int, list[Any]] = {}
-    for west, east, south, north in _zone_pieces(*whole.geometry.bounds):
-        piece = shapely.intersection(whole.geometry, shapely.box(west, south, east, north))
-        if piece.area > 0 or whole.geometry.area == 0:
+    parts = by_zone_of(whole.geometry)
+    if len(parts) == 1:
+        return [(whole, Grid(crs=f"EPSG:{32600 + parts[0][0]}"))]
+    return [
+        (as_aoi(part, name=f"{whole.name}-z{zone:02d}"), Grid(crs=f"EPSG:{32600 + zone}"))
+        for zone, part in parts
+    ]
+
+
+def by_zone_of(geometry: BaseGeometry) -> list[tuple[int, BaseGeometry]]:
+    """Return a geometry in longitude and latitude cut at the borders of UTM zones, west to east."""
+    parts: dict[int, list[BaseGeometry]] = {}
+    if geometry.geom_type == "Point":
+        lon, lat = geometry.bounds[:2]
+        return [(utm_zone(lon, lat), geometry)]
+    flat = geometry.area == 0
+    for west, east, south, north in _zone_pieces(*geometry.bounds):
+        piece = shapely.intersection(geometry, shapely.box(west, south, east, north))
+        if piece.area > 0 or (flat and not piece.is_empty):
             zone = utm_zone((west + east) / 2, (south + north) / 2)
             parts.setdefault(zone, []).append(piece)
-    if whole.geometry.geom_type == "Point" or len(parts) == 1:
-        centre = whole.geometry.centroid
-        zone = utm_zone(centre.x, centre.y)
-        return [(whole, Grid(crs=f"EPSG:{32600 + zone}"))]
-    out = []
-    for zone, pieces in sorted(parts.items()):
-        found = as_aoi(_polygons(shapely.union_all(pieces)), name=f"{whole.name}-z{zone:02d}")
-        out.append((found, Grid(crs=f"EPSG:{32600 + zone}")))
-    return out
+    if len(parts) == 1:
+        return [(next(iter(parts)), geometry)]
+    # what a cut leaves of areas along a border is lines: no ground of that zone
+    joined = {
+        zone: shapely.union_all(pieces if flat else [_areas(piece) for piece in pieces])
+        for zone, pieces in parts.items()
+    }
+    return sorted(joined.items())
 
 
 def _zone_pieces(
@@ -61,7 +76,6 @@ def _zone_pieces(
             yield x0, x1, y0, y1
 
 
-def _polygons(geometry: Any) -> Any:
-    """Return the areas of a geometry: a cut may leave lines along the border."""
-    parts = [g for g in getattr(geometry, "geoms", [geometry]) if g.area > 0]
-    return shapely.union_all(parts)
+def _areas(geometry: BaseGeometry) -> BaseGeometry:
+    """Return the areas of a geometry, without lines and points."""
+    return shapely.union_all([g for g in shapely.get_parts(geometry) if g.area > 0])

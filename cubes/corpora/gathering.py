@@ -22,7 +22,6 @@ from cubes.request import Request, time_range
 from cubes.stac import search
 from cubes.store import verbs as store
 from cubes.types import AOI, Catalog, CubeError, Grid, Layer, Plan, Progress
-from cubes.zones import by_zone
 
 Steps = Mapping[tuple[str, str], Sequence[int]]
 """(group, dimension) -> positions along it."""
@@ -269,8 +268,7 @@ class _Gathering:
         """Yield a row per cell, and how far that is. Each zone's part has cells of that zone."""
         import shapely
 
-        parts = [part.geometry for part, _ in by_zone(area)]
-        cells = places.patches(parts, size=self.recipe.edge)
+        cells = places.patches([area.geometry], size=self.recipe.edge)
         cells = cells[cells["share"] >= self.recipe.min_share].iloc[:limit]
         side = BLOCK * self.recipe.edge
         done = 0

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import parse_qsl, unquote, urljoin, urlsplit, urlunsplit
 
 from cubes.types import Access, CubeError
 
@@ -66,6 +66,28 @@ def redact(text: str) -> str:
     """Return `text` with users and queries of URLs and files, and bearer tokens, taken out."""
     text = _USER.sub(r"\1[redacted]@", text)
     return _SECRET.sub(r"\1[redacted]", _QUERY.sub("?[redacted]", text))
+
+
+_SIGNATURES = {
+    "sig", "signature", "x-amz-signature", "x-amz-security-token", "x-goog-signature", "policy",
+    "token", "access_token", "access_key", "apikey", "api_key", "api-key", "subscription-key",
+}  # fmt: skip
+
+
+def signed(href: str) -> bool:
+    """Return whether an address carries a signature, a token or a password."""
+    parts = urlsplit(href)
+    if parts.username or parts.password:
+        return True
+    return any(name.lower() in _SIGNATURES for name, _ in parse_qsl(parts.query))
+
+
+def without_secrets(url: str) -> str:
+    """Return an address without its query and without a user's name and password."""
+    if scheme_of(url) == "file":
+        return url
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 heard: ContextVar[list[str] | None] = ContextVar("heard", default=None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,12 +15,14 @@ import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from cubes import physics, registry
+from cubes import physics, registry, schema
+from cubes.cube import legends_of
+from cubes.reading.access import redact, signed
 from cubes.store import ledger
 from cubes.store.build import Pixels, PlanPixels, window
 from cubes.store.layout import ArrayLayout, Region, axis_name, region_arrays, spans
 from cubes.store.ledger import Build
-from cubes.types import ArrayPlan, Axis, CubeError, Layer, Plan
+from cubes.types import STACK_DIMS, ArrayPlan, Axis, CubeError, Layer, Plan
 
 Array = npt.NDArray[Any]
 
@@ -79,18 +81,42 @@ def source(what: Any) -> CubeSource:
         Neither a plan, nor something with ``plan()``, nor a DataTree that is a cube.
     """
     if isinstance(what, Plan):
-        return PlanSource(plan=what)
+        return PlanSource(plan=_storable(what))
     if isinstance(what, xr.DataTree):
-        from cubes import cube
-
-        cube.check(what)
+        schema.check(what)
         return TreeSource(plan=tree_plan(what), tree=what, name=f"tree {fingerprint(what)}")
     if callable(getattr(what, "plan", None)):
-        return PlanSource(plan=what.plan())
+        return PlanSource(plan=_storable(what.plan()))
     raise CubeError(
         f"cannot write a {type(what).__name__}; give a Request, a Plan or an xarray.DataTree "
         "(for a Dataset: xarray.DataTree.from_dict({'s2': dataset}))"
     )
+
+
+def _storable(plan: Plan) -> Plan:
+    """Return a plan none of whose addresses is signed: it is stored, and may be published.
+
+    Raises
+    ------
+    CubeError
+        One carries a signature, a token or a password.
+    """
+    hrefs = (
+        asset.href
+        for array in plan.arrays
+        for step in array.steps
+        for assets in step.values()
+        for asset in assets
+    )
+    for href in hrefs:
+        if signed(href):
+            raise CubeError(
+                f"{redact(href)} is signed or carries a token, and a store keeps the addresses "
+                "that its pixels came from. Give unsigned items and let the catalogue row sign "
+                "them when they are read (access.sign), or name a variable with a token "
+                "(access.auth); opening without writing takes them as they are"
+            )
+    return plan
 
 
 def again(build: Build, what: xr.DataTree | None) -> CubeSource:
@@ -154,6 +180,9 @@ class TreePixels:
     tree: xr.DataTree
     arrays: dict[str, ArrayLayout]
     client: Any = None
+    clipped: dict[str, int] = field(default_factory=dict)
+    """Layer -> numbers stored as the nearest one inside its range, so far."""
+    guard: Lock = field(default_factory=Lock)
 
     def runs(self, region: Region) -> list[tuple[int, int]]:
         """Return the runs of steps between chunk borders that all arrays of the region share."""
@@ -166,7 +195,13 @@ class TreePixels:
         return list(itertools.pairwise(sorted(borders | {first, last})))
 
     def read(self, region: Region, run: tuple[int, int]) -> tuple[dict[str, Array], int, int]:
-        """Return stored numbers of a run of steps by layer, and the pixels computed."""
+        """Return stored numbers of a run of steps by layer, and the pixels computed.
+
+        Raises
+        ------
+        CubeError
+            More than a few values lie outside their layer's range, see `cubes.schema`.
+        """
         from dask.base import compute
 
         parts = []
@@ -182,10 +217,22 @@ class TreePixels:
         out, pixels = {}, 0
         for array, block in zip(mine, values, strict=True):
             pixels += block.size
+            self._look(np.asarray(block), array)
             stored = _stored(np.asarray(block), array)
             shape = (run[1] - run[0], array.layer.n_channels, *block.shape[-2:])
             out[array.name] = stored.reshape(shape)
         return out, pixels, 0
+
+    def _look(self, block: Array, array: ArrayLayout) -> None:
+        """Count what will be clipped; refuse values that are in other units."""
+        problem = schema.wrong_values(block, array.layer)
+        if problem:
+            raise CubeError(problem)
+        if np.dtype(array.layer.dtype).kind in "iu":
+            count = schema.outside(block, array.layer)
+            if count:
+                with self.guard:
+                    self.clipped[array.name] = self.clipped.get(array.name, 0) + count
 
 
 def _variable(tree: xr.DataTree, layer: Layer) -> xr.Variable:
@@ -213,16 +260,23 @@ def tree_plan(tree: xr.DataTree) -> Plan:
         data = node.to_dataset()
         box = _geobox(data) if box is None else box
         for dim in dict.fromkeys(str(d) for v in data.data_vars.values() for d in v.dims):
-            if dim in ("time", "pair", "track", "year"):
+            if dim in STACK_DIMS:
                 axes.append(_axis(group, dim, data))
         for variable, array in data.data_vars.items():
             arrays.append(_array_plan(f"{group}/{variable}", array))
     if box is None:
         raise CubeError("the DataTree has no grid: no group carries y, x and spatial_ref")
-    attrs = {str(k): v for k, v in tree.attrs.items() if _is_json(v) and ":" not in str(k)}
+    # conventions like proj: and spatial: describe a store, and are written for each anew
+    attrs = {str(k): schema.plain(v) for k, v in tree.attrs.items() if ":" not in str(k)}
     for name in ("Conventions", "plan_sha256", "coordinates", "zarr_conventions"):
         attrs.pop(name, None)
-    return Plan(geobox=box, axes=tuple(axes), arrays=tuple(arrays), attrs=attrs)
+    return Plan(
+        geobox=box,
+        axes=tuple(axes),
+        arrays=tuple(arrays),
+        attrs=attrs,
+        legends=legends_of(a.layer for a in arrays),
+    )
 
 
 def _geobox(data: xr.Dataset) -> GeoBox:
@@ -239,7 +293,9 @@ def _axis(group: str, dim: str, data: xr.Dataset) -> Axis:
     for name in [dim, *sorted(str(c) for c in data.coords if c != dim)]:
         coord = data.coords[name]
         if coord.dims == (dim,):
-            coords[name] = tuple(_plain(v) for v in coord.to_numpy())
+            # an axis knows its own coordinates by bare names, see `Plan.coordinates`
+            bare = name.removeprefix("track_") if dim == "track" else name
+            coords[bare] = tuple(_plain(v) for v in coord.to_numpy())
     return Axis(group=group, dim=dim, coords=coords)
 
 
@@ -258,24 +314,14 @@ def _array_plan(name: str, array: xr.DataArray) -> ArrayPlan:
     row = registry.layer(name)
     dim = row.channel_dim
     if dim:
-        if dim not in array.coords:
-            raise CubeError(f"layer {name!r} lacks the coordinate {dim!r}: label its channels")
         every = replace(row, channels=registry.all_channels(name))
         row = every.pick(tuple(str(c) for c in array[dim].to_numpy()))
     if row.convert == "power_to_db":
         # a person's own cube is in dB: linear power would not come back to the last bit
         row = replace(row, convert="identity")
-    attrs = {str(k): v for k, v in array.attrs.items() if k != "grid_mapping" and _is_json(v)}
+    attrs = {str(k): schema.plain(v) for k, v in array.attrs.items() if k != "grid_mapping"}
     # given, not derived: it is what the person says it is
     return ArrayPlan(layer=replace(row, derived_from=None), steps=(), attrs=attrs)
-
-
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def fingerprint(tree: xr.DataTree) -> str:

@@ -211,9 +211,9 @@ def test_a_changed_item_is_found_as_it_is_now(crowd: Any, api: tuple[str, Any]) 
     changed = copy.deepcopy(items[0])
     changed["properties"]["eo:cloud_cover"] = 100.0
     area = tuple(changed["bbox"])
-    before = stac.granules(served(url), "many", bbox=area)
+    before = stac.granules(served(url), "many", bbox=area).set_index("id")
+    assert before.loc["g-00000", "cloud_cover"] == items[0]["properties"]["eo:cloud_cover"] != 100
     pgstac.load(api[1], [], [changed])
-
     after = stac.granules(served(url), "many", bbox=area).set_index("id")
     assert after.loc["g-00000", "cloud_cover"] == 100
     pgstac.load(api[1], [], [items[0]])

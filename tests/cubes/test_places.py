@@ -13,7 +13,7 @@ import pytest
 import shapely
 from scipy.stats import chi2
 
-from cubes import places
+from cubes import places, registry
 from cubes.grid import geobox
 from cubes.types import CubeError
 
@@ -104,6 +104,7 @@ def test_within_countries_and_areas() -> None:
         (lambda: places.points(0, seed=0), "at least 1"),
         (lambda: places.points(1, seed=0, within=["ZZ"]), "unknown country code 'ZZ'"),
         (lambda: places.points(1, seed=0, within=(-30, 0, -29, 1)), "no land within"),
+        (lambda: places.points(1, seed=0, within=(-40, 81, -30, 83)), "drawn from -60 to 80"),
         (lambda: places.points(1, seed=0, time=("2020-01-01", "2020-01-05")), "holds no window"),
         (lambda: places.patches([shapely.box(0, 0, 1, 1)], size=2555), "whole number of pixels"),
         (lambda: places.patches(gpd.GeoSeries([shapely.box(0, 0, 1, 1)])), "no CRS"),
@@ -135,3 +136,31 @@ def test_patches_cover_their_geometries_and_keep_the_row() -> None:
     assert covered == pytest.approx(area, rel=2e-3)
     first = table.iloc[0]
     assert geobox(first["aoi"]) == first["grid"].geobox
+
+
+def test_a_cell_written_in_degrees_is_one_cell() -> None:
+    """Its corners in degrees make edges that bulge by metres into the cells around it."""
+    cell = shapely.box(512_000, 5_601_280, 514_560, 5_603_840)
+    table = places.patches(gpd.GeoSeries([cell], crs="EPSG:32631"))
+    assert table[["x", "y"]].to_numpy().tolist() == [[512_000, 5_603_840]]
+    assert table["share"].item() == pytest.approx(1, abs=2e-3)
+    # thinner than the slack and along a border: it has a cell all the same
+    thin = shapely.box(512_000, 5_601_277, 514_000, 5_601_283)
+    assert len(places.patches(gpd.GeoSeries([thin], crs="EPSG:32631"))) >= 1
+
+
+def test_cells_lie_in_the_zone_of_their_ground() -> None:
+    """California lies in zones 10 and 11; on one lattice its coast would be 0.45 % too large."""
+    table = places.patches([registry.named_aoi("california").geometry], size=20_480.0)
+    assert set(table["crs"]) == {"EPSG:32610", "EPSG:32611"}
+    middles = table["aoi"].map(lambda a: a.geometry.centroid.x)
+    west = table["crs"] == "EPSG:32610"
+    assert (middles[west] < -120 + 0.13).all()  # half a cell reaches over the border
+    assert (middles[~west] > -120 - 0.13).all()
+
+
+def test_points_lie_where_their_columns_say() -> None:
+    table = places.points(500, seed=8)
+    x, y = (table["aoi"].map(lambda a, k=k: getattr(a.geometry, k)) for k in "xy")
+    assert np.abs(x - table["lon"]).max() < 1e-6
+    assert np.abs(y - table["lat"]).max() < 1e-6
