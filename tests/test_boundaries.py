@@ -52,6 +52,7 @@ CUBES: dict[str, tuple[str, ...]] = {
 DEEPSENTINEL: dict[str, tuple[str, ...]] = {
     "loading": ("ring", "normalise", "workers", "batch"),
     "model": (),
+    "quantised": (),
     "recipe": (),
     "training": ("augment", "objectives", "sources", "checkpoint", "train"),
     "evaluation": ("metrics", "baselines", "tasks", "landcover", "gaps", "vegetation", "evaluate"),

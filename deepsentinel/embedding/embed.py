@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from cubes.types import CubeError
+from cubes.types import CubeError, Progress
 from deepsentinel.embedding import embedstore
-from deepsentinel.embedding.embedstore import FORMAT, Block, Target, quantise, verify_embeddings
+from deepsentinel.embedding.embedstore import FORMAT, Block, Target, verify_embeddings
 from deepsentinel.embedding.windows import CubeReader, Tile, tiles
+from deepsentinel.quantised import DIMS, dequantise, quantise
 
 __all__ = ["embed", "open_embeddings", "quantise", "verify_embeddings"]
 
@@ -42,7 +43,7 @@ def embed(
     cube: xr.DataTree | str | Path,
     store: str | Path | None = None,
     *,
-    dims: int = 64,
+    dims: int = DIMS,
     dtype: str = "int8",
     overlap: int = 32,
 ) -> xr.DataTree:
@@ -77,21 +78,13 @@ def embed(
         Sizes or layers that do not fit the model, or another embedding in `store`.
     """
     model = model.eval()
-    _check(model, dims, dtype, overlap)
-    reader = CubeReader.of(cube, model)
-    job = Job.of(model, reader, dims=dims, dtype=dtype, overlap=overlap)
-    target = job.target()
+    _check(model, dims, dtype, overlap)  # before anything is read
+    job = Job.of(model, CubeReader.of(cube, model), dims=dims, dtype=dtype, overlap=overlap)
     if store is None:
+        target = job.target()
         rows = [[job.block(model, b) for b in row] for row in target.blocks()]
         return _in_memory(target, np.concatenate([np.concatenate(r, -1) for r in rows], -2))
-    path = Path(store)
-    embedstore.start(path, target)
-    for row in target.blocks():
-        for block in row:
-            if not embedstore.done(path, block):
-                embedstore.write_block(path, target, block, job.block(model, block))
-    embedstore.seal(path, target)
-    return open_embeddings(path)
+    return job.write(model, Path(store))
 
 
 def open_embeddings(store: str | Path, *, partial: bool = False) -> xr.DataTree:
@@ -134,10 +127,10 @@ def open_embeddings(store: str | Path, *, partial: bool = False) -> xr.DataTree:
 
 
 def _check(model: Any, dims: int, dtype: str, overlap: int) -> None:
-    from deepsentinel.model import DIMS
+    from deepsentinel.model import DIMS as CUTS
 
     most = int(model.config.dims)
-    allowed = sorted({d for d in DIMS if d <= most} | {most})
+    allowed = sorted({d for d in CUTS if d <= most} | {most})
     if dims not in allowed:
         near = min(allowed, key=lambda d: abs(d - dims))
         raise CubeError(
@@ -166,7 +159,14 @@ class Job:
 
     @staticmethod
     def of(model: Any, reader: CubeReader, *, dims: int, dtype: str, overlap: int) -> Job:
-        """Return the job that `embed` was asked for."""
+        """Return the job that `embed` was asked for.
+
+        Raises
+        ------
+        CubeError
+            Arguments that do not fit the model.
+        """
+        _check(model, dims, dtype, overlap)
         patch = int(model.config.patch)
         margin = -(-overlap // patch) * patch
         core = CORE
@@ -211,6 +211,34 @@ class Job:
             coords=_coords(reader),
             attrs=attrs,
         )
+
+    def write(self, model: Any, path: Path, progress: Progress | None = None) -> xr.DataTree:
+        """Return the embedding in `path`, after writing the blocks that are not there yet.
+
+        Parameters
+        ----------
+        model : Fusion
+            The one that the job was made of, in evaluation mode.
+        path : Path
+            The store.
+        progress : callable, optional
+            Told (blocks done, blocks, what) after every block.
+
+        Raises
+        ------
+        CubeError
+            `path` holds something else.
+        """
+        target = self.target()
+        embedstore.start(path, target)
+        blocks = [block for row in target.blocks() for block in row]
+        for done, block in enumerate(blocks, 1):
+            if not embedstore.done(path, block):
+                embedstore.write_block(path, target, block, self.block(model, block))
+            if progress is not None:
+                progress(done, len(blocks), f"block {block.id}")
+        embedstore.seal(path, target)
+        return open_embeddings(path)
 
     def block(self, model: Any, block: Block) -> Floats:
         """Return the embedding of a block, float32 (embedding, y, x), NaN where nodata.
@@ -277,9 +305,7 @@ def _coords(reader: CubeReader) -> xr.Dataset:
 def _in_memory(target: Target, values: Floats) -> xr.DataTree:
     data = target.coords.copy()
     if target.dtype == "int8":
-        numbers, scales = quantise(values)
-        known = np.where(np.isfinite(scales), scales, np.nan).astype(np.float32)
-        values = np.multiply(numbers, known, dtype=np.float32)
+        values = dequantise(*quantise(values))
     data["embeddings"] = (("time", "embedding", "y", "x"), values[None].astype(np.float32))
     data["embeddings"].attrs = {"long_name": "embedding", "units": "1"}
     data["embeddings"].encoding["grid_mapping"] = "spatial_ref"

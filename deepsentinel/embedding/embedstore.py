@@ -22,6 +22,7 @@ import xarray as xr
 
 from cubes.store import ledger
 from cubes.types import CubeError, Report
+from deepsentinel.quantised import quantise
 
 FORMAT = 1
 FOLDER = "__embedding__"
@@ -100,28 +101,6 @@ class Target:
                 "scale": {"type": "array", "array_name": "scales", "nodata": "+inf"},
             }
         return attrs
-
-
-def quantise(values: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Return int8 numbers and a scale per pixel: value = number * scale.
-
-    Parameters
-    ----------
-    values : array
-        (embedding, y, x) float32, NaN where nodata.
-
-    Returns
-    -------
-    numbers
-        (embedding, y, x) int8, -127 to 127; 0 where nodata.
-    scales
-        (y, x) float32, largest magnitude of the pixel / 127; +inf where nodata.
-    """
-    there = np.isfinite(values).all(0)
-    filled = np.where(there, values, 0)
-    scale = np.maximum(np.abs(filled).max(0) / np.float32(127), np.float32(1e-12))
-    numbers = np.rint(filled / scale).astype(np.int8)
-    return numbers, np.where(there, scale, np.inf).astype(np.float32)
 
 
 def read_plan(path: Path) -> dict[str, Any]:
