@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,8 @@ def as_aoi(area: Any, *, size: float | None = None, name: str | None = None) -> 
         outside the world; zero area without a size; over the antimeridian; near a pole.
     """
     if isinstance(area, AOI):
-        return area
+        changes = {"size": size, "name": name}
+        return replace(area, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
     if isinstance(area, str) and not area.endswith((".geojson", ".json")):
         return registry.named_aoi(area)
     geometry, label = _geometry(area)
@@ -73,7 +75,11 @@ def _geometry(area: Any) -> tuple[BaseGeometry, str | None]:
         path = Path(area)
         if not path.exists():
             raise CubeError(f"no such file: {path}")
-        return _from_geojson(json.loads(path.read_text(encoding="utf-8"))), path.stem
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CubeError(f"{path} is no GeoJSON: {error}") from None
+        return _from_geojson(body), path.stem
     if isinstance(area, Mapping):
         return _from_geojson(area), None
     if hasattr(area, "to_crs") and hasattr(area, "union_all"):
@@ -118,15 +124,21 @@ def _box(numbers: list[float]) -> BaseGeometry:
 def _from_geojson(body: Mapping[str, Any]) -> BaseGeometry:
     from shapely.geometry import shape
 
-    kind = body.get("type")
+    kind = body.get("type") if isinstance(body, Mapping) else type(body).__name__
     if kind == "FeatureCollection":
-        features = body.get("features", [])
-        if not features:
-            raise CubeError("the FeatureCollection has no features")
-        return shapely.union_all([shape(f["geometry"]) for f in features])
-    if kind == "Feature":
-        return shape(body["geometry"])
-    return shape(dict(body))
+        parts = [f.get("geometry") for f in body.get("features", [])]
+    else:
+        parts = [body.get("geometry") if kind == "Feature" else body]
+    parts = [part for part in parts if part]
+    if not parts:
+        raise CubeError(f"the GeoJSON ({kind}) has no features with a geometry")
+    try:
+        return shapely.union_all([shape(part) for part in parts])
+    except (AttributeError, KeyError, TypeError, ValueError, shapely.errors.ShapelyError) as error:
+        raise CubeError(
+            f"the GeoJSON ({kind}) holds no geometry that can be read ({error}); it needs type and "
+            "coordinates, in longitude and latitude"
+        ) from None
 
 
 def _check_geometry(geometry: BaseGeometry, size: float | None) -> float | None:
@@ -191,13 +203,15 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
     Raises
     ------
     CubeError
-        Resolution not positive or not dividing the lattice; an area too wide for one zone.
+        Resolution not positive or not dividing the lattice; an area too wide for one zone; a CRS
+        in degrees.
     """
     from affine import Affine
     from odc.geo.geobox import GeoBox
 
     grid = grid or Grid()
     if grid.geobox is not None:
+        _refuse_degrees(grid.geobox.crs, aoi)
         return grid.geobox
     res = grid.resolution
     if res <= 0:
@@ -211,6 +225,7 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
         )
     centre = geometry.centroid
     crs = grid.crs or utm_crs(centre.x, centre.y)
+    _refuse_degrees(crs, aoi)
     left, bottom, right, top = _projected_bounds(aoi, crs)
     shape = grid.shape
     if shape is None and geometry.geom_type == "Point":
@@ -219,6 +234,8 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
         shape = (edge, edge)
     if shape is not None:
         rows, columns = shape
+        if rows < 1 or columns < 1:
+            raise CubeError(f"the grid's shape {shape} has no pixel: at least 1 x 1")
         x0 = round(((left + right) / 2 - columns * res / 2) / res) * res
         y0 = round(((bottom + top) / 2 + rows * res / 2) / res) * res
         return GeoBox((rows, columns), Affine(res, 0, x0, 0, -res, y0), crs)
@@ -235,6 +252,37 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
     y0, y1 = math.floor((bottom + slack) / cell) * cell, math.ceil((top - slack) / cell) * cell
     rows, columns = max(1, round((y1 - y0) / res)), max(1, round((x1 - x0) / res))
     return GeoBox((rows, columns), Affine(res, 0, x0, 0, -res, y1), crs)
+
+
+def in_degrees(crs: Any, lonlat: tuple[float, float, float, float]) -> str | None:
+    """Return why a grid in `crs` is refused, None where it is projected.
+
+    Parameters
+    ----------
+    crs : CRS or str
+        Of the grid.
+    lonlat : tuple of float
+        West, south, east, north of it, degrees: the remedy names their zone.
+    """
+    from odc.geo.crs import CRS
+
+    if not CRS(crs).geographic:
+        return None
+    west, south, east, north = lonlat
+    zone = utm_crs((west + east) / 2, (south + north) / 2)
+    return (
+        f"the grid lies in degrees ({crs}), but resolutions, windows and distances of a cube are "
+        f"metres: project it first, for example to {zone}, the UTM zone of the area"
+    )
+
+
+def _refuse_degrees(crs: Any, aoi: AOI) -> None:
+    """Raise where a wanted grid has no CRS, or one in degrees."""
+    if crs is None:
+        raise CubeError("the grid has no CRS; give GeoBox(..., crs='EPSG:...')")
+    problem = in_degrees(crs, aoi.geometry.bounds)
+    if problem:
+        raise CubeError(f"{problem}; Grid() alone takes it")
 
 
 def _projected_bounds(aoi: AOI, crs: str) -> tuple[float, float, float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import geopandas as gpd
 import pytest
 import shapely
@@ -136,3 +138,29 @@ def test_like_takes_the_grid_of_an_object() -> None:
     assert grid.like(odc.geo.xr.xr_zeros(own)).geobox == own
     with pytest.raises(CubeError, match="no grid with a CRS"):
         grid.like(xr.DataArray([[1.0]], dims=("a", "b")))
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ("{", "no GeoJSON"),
+        ("null", "has no features"),
+        ('{"type": "Feature", "geometry": null}', "has no features"),
+        ('{"type": "FeatureCollection", "features": [{"type": "Feature"}]}', "has no features"),
+        ('{"type": "Polygon"}', "holds no geometry that can be read"),
+        ('{"type": "Polygone", "coordinates": []}', "holds no geometry that can be read"),
+    ],
+)
+def test_broken_geojson_is_named(body: str, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.geojson"
+    path.write_text(body)
+    with pytest.raises(CubeError, match=word):
+        grid.as_aoi(path)
+
+
+def test_an_area_in_hand_can_be_given_another_size() -> None:
+    small = grid.as_aoi((5.0, 50.0), size=2560)
+    assert grid.geobox(grid.as_aoi(small, size=5120)).shape == (512, 512)
+    assert grid.as_aoi(small, name="here").name == "here"
+    with pytest.raises(CubeError, match=r"shape \(0, 10\) has no pixel"):
+        grid.geobox(small, Grid(shape=(0, 10)))
