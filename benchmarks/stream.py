@@ -29,7 +29,7 @@ from odc.geo.xr import xr_coords
 import cubes
 from benchmarks import common
 from cubes import physics, registry
-from cubes.sampling import stream
+from cubes.sampling import stored
 from cubes.sampling.sampleset import Samples
 from cubes.types import Layout, Window
 
@@ -164,7 +164,7 @@ class Race:
         """Return the steps of one layer that a sample needs."""
         entry = self.samples.stores[0].entries[name]
         if entry.clock is None:
-            return list(range(stream.stored_array(entry.path, entry.identity).shape[0]))
+            return list(range(entry.length))
         chosen = self.samples.dates(row, entry.clock, epoch=0)
         return (chosen if entry.steps is None else entry.steps[chosen]).tolist()
 
@@ -186,8 +186,7 @@ def codec(where: Race, threads: int) -> Callable[[], None]:
     table = where.samples.table()
     for row in where.rows.tolist():
         for name in where.samples.layers:
-            entry = where.samples.stores[0].entries[name]
-            array = stream.stored_array(entry.path, entry.identity)
+            array = where.samples.stores[0].array(name)
             place = (int(table.y[row]) // size, int(table.x[row]) // size)
             for step in where.steps(row, name):
                 shard = array.map((step // array.shard[0], 0, *place))
@@ -320,7 +319,7 @@ ZARRS = "zarrs.ZarrsCodecPipeline"
 
 def _cold(path: Path) -> None:
     """Ask the system to forget the store's pages (it may keep those that are mapped)."""
-    stream.MAPS.clear()
+    stored.MAPS.clear()
     for file in path.rglob("*"):
         if file.is_file():
             fd = os.open(file, os.O_RDONLY)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cubes.sampling import stream
-from cubes.store import ledger
+from cubes.sampling import stored
+from cubes.store import layout, ledger
 from cubes.types import CubeError, Layer, Plan
 
 _Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
@@ -32,6 +33,11 @@ class Entry:
     path: str
     identity: str
     """sha256 of the array's ``zarr.json``."""
+    length: int
+    """Steps of the array."""
+    recorded: np.ndarray | None
+    """(step block, row, column) bool: which objects the ledger records, so that a lost one is not
+    taken for one that was all nodata; None: all of them."""
     clock: str | None
     """Group whose dates pick the steps (``s1`` also for ``insar`` where the cube has both); None
     for tracks, years and static layers, which have no dates."""
@@ -62,6 +68,18 @@ class StoreIndex:
     """(step of s1,) int16: which plane of the per-track layers a date belongs to."""
     years: tuple[int, ...]
     """Years of the labels."""
+
+    def array(self, name: str) -> stored.StoredArray:
+        """Return a layer's array, open for reading.
+
+        Raises
+        ------
+        CubeError
+            The store was written again since, or is not sealed.
+        """
+        entry = self.entries[name]
+        store = stored.sealed_store(self.path, self.identity)
+        return store.array(entry.path, entry.identity, entry.recorded)
 
     def corner(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return easting and northing (float64, CRS units) of pixel corners."""
@@ -95,6 +113,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
     axes = {(a.group, a.dim): a.coords for a in plan.axes}
     clocks = _clocks(axes)
     pairs = _pairs(axes, clocks)
+    recorded = _recorded(build, _table(str(build.store), str(seal["tree_sha256"])))
     entries = {}
     for name, array in ledger.build_arrays(build).items():
         if array.lossless and array.layer.dtype != plan.array(name).layer.dtype:
@@ -102,7 +121,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
                 f"{build.store} holds {name} in working numbers ({array.layer.dtype}): samples are "
                 "stored integers; write the cube without Layout(lossless=True)"
             )
-        stored = stream.StoredArray(build.store / name)
+        found = stored.StoredArray(build.store / name)
         clock = array.layer.group if array.layer.stack_dim == "time" else None
         steps = None
         if array.layer.stack_dim == "pair":
@@ -110,8 +129,10 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
             steps = pairs if clock == "s1" else None
         entries[name] = Entry(
             layer=array.layer,
-            path=stored.path,
-            identity=stored.identity,
+            path=found.path,
+            identity=found.identity,
+            length=array.steps,
+            recorded=recorded[name],
             clock=clock,
             steps=steps,
             calibration=str(plan.array(name).attrs.get("calibration", "")),
@@ -191,6 +212,36 @@ def _tracks(axes: _Axes) -> np.ndarray | None:
     return np.array([planes.get(name, -1) for name in names], np.int16)
 
 
+@lru_cache(maxsize=1)
+def _table(path: str, identity: str) -> ledger.Table:
+    """Return the ledger's table of a sealed store; `identity` tells apart what lay at this path."""
+    build = ledger.load_build(path)
+    table = ledger.load_table(build)
+    seal = ledger.sealed(build)
+    if seal is None or seal["tree_sha256"] != identity:
+        raise CubeError(f"{path} is being written again: wait until it is sealed, then plan again")
+    return table
+
+
+def _recorded(build: ledger.Build, table: ledger.Table) -> dict[str, np.ndarray | None]:
+    """Return layer -> (step block, row, column) bool: the objects recorded; None where all are."""
+    out: dict[str, np.ndarray | None] = {}
+    arrays = ledger.build_arrays(build)
+    every = {
+        name: np.zeros((-(-a.steps // a.steps_per_shard), *layout.patch_grid(a)), bool)
+        for name, a in arrays.items()
+    }
+    for key in table.objects:
+        name, _, place = key.partition("/c/")
+        if name in every and place:
+            numbers = [int(n) for n in place.split("/")]
+            block = numbers[0] if arrays[name].layer.stack_dim else 0
+            every[name][block, numbers[-2], numbers[-1]] = True
+    for name, found in every.items():
+        out[name] = None if found.all() else found
+    return out
+
+
 def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.ndarray], int]:
     """Return the share of each patch and step that holds data (of masks: that is True).
 
@@ -202,9 +253,12 @@ def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.nda
     patch
         Edge of a patch in pixels.
     """
-    first = next(iter(store.entries.values()))
-    array = stream.stored_array(first.path, first.identity)
-    return dict(ledger.valid_fractions(store.path, names)), array.chunk[2]
+    table = _table(store.path, store.identity)
+    arrays = ledger.build_arrays(ledger.load_build(store.path))
+    shares = {
+        n: (table.valid[n] / ledger.patch_pixels(arrays[n])).astype(np.float32) for n in names
+    }
+    return shares, next(iter(arrays.values())).patch[1]
 
 
 def instant(days: float) -> pd.Timestamp:

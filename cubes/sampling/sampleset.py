@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cubes import registry
-from cubes.sampling import pool, stream
+from cubes.sampling import pool, stored, stream
 from cubes.sampling.index import StoreIndex, instant
 from cubes.types import CubeError, Layer, Window
 
@@ -299,7 +299,7 @@ class Samples:
         if entries[0].clock is not None:
             return max(self._dates(e.clock) for e in entries if e.clock is not None)
         if entries[0].layer.stack_dim == "track":
-            return max(stream.stored_array(e.path, e.identity).shape[0] for e in entries)
+            return max(e.length for e in entries)
         return 1
 
     def empty(self, n: int) -> Read:
@@ -336,7 +336,8 @@ class Samples:
         Raises
         ------
         CubeError
-            A chunk is damaged, the store was rewritten, or `out` does not fit.
+            An object is lost or damaged (the ledger says which were written), a store was
+            written again since the plan, or `out` does not fit.
         """
         rows = self._checked(rows)
         if out is None:
@@ -355,6 +356,11 @@ class Samples:
     ) -> list[Callable[[], None]]:
         """Fill the small columns of `out` and return the units of work that fill its pixels."""
         work, t = stream.Work(), self._table
+        # the one look at the seals: what is mapped already is read without another
+        opened = {
+            int(s): stored.sealed_store(self.stores[s].path, self.stores[s].identity)
+            for s in np.unique(t.store[rows])
+        }
         present = [n for n in self.layers if n in out]
         for name in out:
             if name.endswith("/days"):
@@ -362,8 +368,9 @@ class Samples:
             elif name.endswith(("/present", "/track_of_date")):
                 out[name][...] = 0 if name.endswith("/present") else -1
         for i, row in enumerate(int(r) for r in rows):
-            store, y, x = self.stores[t.store[row]], int(t.y[row]), int(t.x[row])
-            out["place"][i] = t.store[row], y, x, t.id[row]
+            number, y, x = int(t.store[row]), int(t.y[row]), int(t.x[row])
+            store = self.stores[number]
+            out["place"][i] = number, y, x, t.id[row]
             out["lonlat"][i] = t.lonlat[row]
             picks = {c: self.dates(row, c, epoch=epoch) for c in store.days}
             for clock, steps in picks.items():
@@ -377,7 +384,7 @@ class Samples:
                 if entry is None:
                     dest[...] = self._nodata(name)
                     continue
-                array = stream.stored_array(entry.path, entry.identity)
+                array = opened[number].array(entry.path, entry.identity, entry.recorded)
                 if entry.clock is not None:
                     chosen = picks[entry.clock]
                     steps = chosen if entry.steps is None else entry.steps[chosen]
@@ -470,5 +477,6 @@ def _common_layers(stores: Sequence[StoreIndex]) -> dict[str, Layer]:
                     f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "
                     f"another store with {', '.join(known.channels)}: plan them apart"
                 )
-    order = list(registry.layers())
-    return dict(sorted(layers.items(), key=lambda item: order.index(item[0])))
+    # in the registry's order; rows of a user's own that it does not know here come last, by name
+    order = {name: number for number, name in enumerate(registry.layers())}
+    return dict(sorted(layers.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))

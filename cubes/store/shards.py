@@ -1,10 +1,11 @@
 """Bytes of one shard: encode chunks, put them together, read them back. No files, no xarray.
 
-Shared by the writer and by the short reader of the hot path (`cubes.sampling.stream`). A shard is
-what the Zarr v3 codec ``sharding_indexed`` describes: encoded inner chunks one after
-another in time order, then an index of (offset, length) as little-endian uint64, then the CRC-32C
-of the index. Our shards have inner chunks along the stack dimension only, so the Morton order that
-zarr-python writes is time order, and the bytes equal zarr-python's own (a test says so).
+The one place that knows these bytes: the writer encodes with it, and the short reader of the hot
+path (`cubes.sampling.stored`) decodes with it what codec ``lz4`` made. A shard is what the Zarr v3
+codec ``sharding_indexed`` describes: encoded inner chunks one after another in time order, then an
+index of (offset, length) as little-endian uint64, then the CRC-32C of the index. Our shards have
+inner chunks along the stack dimension only, so the Morton order that zarr-python writes is time
+order, and the bytes equal zarr-python's own (a test says so).
 
 Blosc must encode on one thread: with several it writes its blocks in the order in which they
 finish, and one array has many byte strings. numcodecs uses several only when called from the main
@@ -31,6 +32,8 @@ Array = npt.NDArray[Any]
 
 ABSENT = 2**64 - 1
 """Offset and length in the index of an inner chunk that is all nodata and not stored."""
+RESIDUE = 0x48674BC7
+"""CRC-32C of any bytes followed by their own CRC-32C, little-endian: one call checks both."""
 BLOSC_LEVEL = 5
 ZSTD_LEVEL = 3
 
@@ -104,48 +107,40 @@ def _encode(values: Array, codec: Codec) -> bytes:
     return body + struct.pack("<I", crc32c.crc32c(body))
 
 
-def decode(data: memoryview | bytes, codec: Codec, out: Array, where: str = "") -> None:
-    """Fill `out` with the values of one inner chunk, after checking its checksum.
+class Damaged(ValueError):
+    """Bytes are not those written; says what is wrong. Whoever knows the place names it."""
+
+
+def decode(data: memoryview, out: Array, *, checked: bool = True) -> None:
+    """Fill `out` with an inner chunk of codec ``lz4``, after checking its checksum.
+
+    The other codecs are read by zarr-python.
 
     Parameters
     ----------
-    data : buffer
+    data : memoryview
         The chunk's bytes, as the index of its shard bounds them.
-    codec : {"lz4", "zstd", "none"}
-        As written.
     out : array
-        C-contiguous and writable, of the chunk's shape and stored dtype. Filled in place.
-    where : str
-        Named in the error.
+        C-contiguous and writable, of as many bytes as the chunk decoded. Filled in place.
+    checked : bool
+        Whether a CRC-32C follows the chunk, as in all that `encode` makes.
 
     Raises
     ------
-    CubeError
-        The bytes are not those written.
+    Damaged
+        The bytes are not those written; `out` may hold part of them.
     """
-    view = memoryview(data)
-    flat = out.reshape(-1).view(np.uint8)
-    if codec == "zstd":
-        try:
-            _ZSTD.decode(view, flat)
-        except RuntimeError as error:
-            raise CubeError(_damaged(where)) from error
-        return
-    body = view[:-4]
-    if len(view) < 4 or crc32c.crc32c(body) != struct.unpack("<I", view[-4:])[0]:
-        raise CubeError(_damaged(where))
-    if codec == "lz4":
-        numcodecs.blosc.decompress(body, flat)
-    else:
-        flat[:] = np.frombuffer(body, np.uint8)
-
-
-def _damaged(where: str) -> str:
-    place = f" ({where})" if where else ""
-    return (
-        f"a chunk's bytes do not match their checksum{place}; "
-        "run cubes.verify(store) to list the damage and cubes.repair(store) to mend it"
-    )
+    if checked and crc32c.crc32c(data) != RESIDUE:
+        raise Damaged("a chunk fails its crc32c")
+    # A frame of another length would leave old pixels in a reused buffer; Blosc's own header says
+    # how long it is, decoded and encoded, and Blosc believes it.
+    sizes = struct.unpack_from("<I4xI", data, 4) if len(data) >= 16 else (0, 0)
+    if sizes[0] != out.nbytes or sizes[1] > len(data):
+        raise Damaged("a chunk has the wrong length")
+    try:
+        numcodecs.blosc.decompress(data, out)
+    except RuntimeError as error:
+        raise Damaged(f"a chunk does not decode ({error})") from error
 
 
 def index_size(chunks: int) -> int:
@@ -173,17 +168,15 @@ def assemble(chunks: list[bytes | None]) -> bytes | None:
     return b"".join([*(c for c in chunks if c is not None), index])
 
 
-def parse_index(shard: memoryview | bytes, chunks: int, where: str = "") -> Array:
+def parse_index(shard: memoryview, chunks: int) -> Array:
     """Return offset and length of each inner chunk of a shard.
 
     Parameters
     ----------
-    shard : buffer
+    shard : memoryview
         The whole shard (or its end).
     chunks : int
-        Inner chunks per shard: steps per shard.
-    where : str
-        Named in the error.
+        Inner chunks per shard.
 
     Returns
     -------
@@ -192,17 +185,13 @@ def parse_index(shard: memoryview | bytes, chunks: int, where: str = "") -> Arra
 
     Raises
     ------
-    CubeError
+    Damaged
         Shorter than its index, or the index does not match its checksum.
     """
     size = index_size(chunks)
-    view = memoryview(shard)
-    if len(view) < size:
-        raise CubeError(
-            f"a shard of {len(view)} bytes is shorter than its index of {size}"
-            f"{f' ({where})' if where else ''}: truncated; run cubes.repair(store)"
-        )
-    tail = view[len(view) - size :]
-    if crc32c.crc32c(tail[:-4]) != struct.unpack("<I", tail[-4:])[0]:
-        raise CubeError(_damaged(where))
+    if len(shard) < size:
+        raise Damaged(f"the shard has only {len(shard)} bytes")
+    tail = shard[len(shard) - size :]
+    if crc32c.crc32c(tail) != RESIDUE:
+        raise Damaged("the shard index fails its crc32c")
     return np.frombuffer(tail[:-4], "<u8").reshape(chunks, 2)

@@ -20,6 +20,8 @@ LAYERS = (
     "s1/backscatter", "s1/incidence", "insar/coherence", "insar/phase", "s2/reflectance", "s2/scl",
     "s2/clear", "terrain/elevation", "labels/worldcover",
 )  # fmt: skip
+WRITTEN: dict[Path, xr.DataTree] = {}
+"""What was written last to each path: a cube of one's own is repaired from itself."""
 
 
 def texture(rng: np.random.Generator, edge: int) -> np.ndarray:
@@ -59,7 +61,8 @@ def write_store(
     """Write a cube and return what it stores: layer name -> (step, channel, y, x).
 
     Options: ``layers, bands, seed, nodata`` (layer -> index set to nodata), ``layout, geobox,
-    aoi, every`` (days between S1 and S2 dates), ``lag`` (days of S2 behind S1), ``attrs``.
+    aoi, every`` (days between S1 and S2 dates), ``lag`` (days of S2 behind S1), ``calibration,
+    force`` (replace what is there).
     """
     rng = np.random.default_rng(options.get("seed", 0))
     bands = options.get("bands", BANDS)
@@ -91,7 +94,9 @@ def write_store(
     for group, arrays in groups.items():
         coords = _coords(group, set().union(*(a.dims for a in arrays.values())), counts, options)
         nodes[f"/{group}"] = xr.Dataset(arrays, coords=coords | xr_coords(box))
-    store.write(xr.DataTree.from_dict(nodes), path, layout=options.get("layout", Layout(patch=128)))
+    WRITTEN[path] = xr.DataTree.from_dict(nodes)
+    layout = options.get("layout", Layout(patch=128))
+    store.write(WRITTEN[path], path, layout=layout, force=options.get("force", False))
     return stored
 
 
