@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cubes.corpora.corpus import corpus, open_corpus
     from cubes.corpora.publishing import publish, verify_corpus
-    from cubes.cube import check, valid
+    from cubes.cube import valid
     from cubes.fields import extract
     from cubes.fields.vectors import rasterise
     from cubes.grid import as_aoi as aoi
@@ -74,7 +74,7 @@ _HOMES = {
     "by_zone": "zones",
     "catalog": "registry",
     "catalogs": "registry",
-    "check": "cube",
+    "check": "schema",
     "corpus": "corpora.corpus",
     "extract": "fields.extract",
     "layer": "registry",

@@ -6,7 +6,6 @@ which granules are one pass, which assets in which order, and what to add to a d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -17,7 +16,17 @@ import numpy as np
 import pandas as pd
 
 from cubes import series
-from cubes.types import ArrayPlan, Asset, Axis, Catalog, CubeError, Layer, OnMissing, Product
+from cubes.types import (
+    STACK_DIMS,
+    ArrayPlan,
+    Asset,
+    Axis,
+    Catalog,
+    CubeError,
+    Layer,
+    OnMissing,
+    Product,
+)
 
 OFFSET_SINCE = (4, 0)
 """Processing baseline from which ESA's Sentinel-2 digital numbers carry +1000 (2022-01-25)."""
@@ -91,19 +100,6 @@ def offset_shift(
     return ESA_OFFSET if applied else 0.0
 
 
-def _proj(row: Any, asset: Mapping[str, Any]) -> str | None:
-    """Return CRS, shape and transform of an asset as JSON, from the asset or its item."""
-
-    def find(key: str) -> Any:
-        return asset.get(f"proj:{key}", row.properties.get(f"proj:{key}"))
-
-    code = find("code") or (f"EPSG:{find('epsg')}" if find("epsg") else None)
-    shape, transform = find("shape"), find("transform")
-    if not (code and shape and transform):
-        return None
-    return json.dumps({"crs": code, "shape": list(shape), "transform": list(transform)[:6]})
-
-
 def _unsigned(href: str, catalog: Catalog) -> str:
     """Return the href without its query where the catalogue signs at read time: tokens expire."""
     if catalog.access.sign is None or "?" not in href:
@@ -127,7 +123,6 @@ def _asset(row: Any, channel: str, layer: Layer, want: Want) -> Asset | None:
         item=row.id,
         key=key,
         bbox=tuple(row.bbox),
-        proj=_proj(row, found),
         nodata=product.nodata,
         zero=product.zero,
         shift=shift,
@@ -422,11 +417,8 @@ def arrays(want: Want, search: Search) -> tuple[list[Axis], list[ArrayPlan], lis
             f"{len(missing)} assets are missing from their items, first {missing[0]!r}; pass "
             'on_missing="mask" to make their pixels nodata (recorded in the report)'
         )
-    made = [_axis(key, steps) for key, (_, steps) in axes.items() if key[1] in _AXIS_DIMS]
+    made = [_axis(key, steps) for key, (_, steps) in axes.items() if key[1] in STACK_DIMS]
     return _joined(made), planned, missing
-
-
-_AXIS_DIMS = ("time", "pair", "track", "year")
 
 
 def _axis(key: tuple[str, str | None], steps: Grouped) -> Axis:

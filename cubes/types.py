@@ -20,188 +20,30 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from cubes.errors import AssetReadError as AssetReadError
 from cubes.errors import CubeError as CubeError
+from cubes.rows import CHANNEL_DIMS as CHANNEL_DIMS
+from cubes.rows import STACK_DIMS as STACK_DIMS
+from cubes.rows import Access as Access
+from cubes.rows import Catalog as Catalog
+from cubes.rows import Kernel as Kernel
+from cubes.rows import Kind as Kind
+from cubes.rows import Layer as Layer
+from cubes.rows import Legend as Legend
+from cubes.rows import Product as Product
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
     from shapely.geometry.base import BaseGeometry
 
-Kernel = Literal["nearest", "average", "bilinear"]
-Kind = Literal["continuous", "phase", "class", "mask"]
 OnMissing = Literal["raise", "mask"]
 
-FORMAT_VERSION = 1
-"""Version of the store layout and ledger; a store of a newer version is refused."""
+FORMAT_VERSION = 2
+"""Version of plan, store layout and ledger; a store of another version is refused.
+
+2: a plan carries the legends of its class layers, and no projection metadata of its assets."""
 
 
 TIME_COORDS = ("time", "reference_time", "secondary_time")
 """Coordinates that are times: ISO strings in an `Axis`, datetime64[ns] (UTC) in a cube."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Layer:
-    """One kind of measurement: how it is named, resampled, stored and normalised. A row."""
-
-    name: str
-    """``group/variable``, e.g. ``s1/backscatter``; unique in the registry."""
-    long_name: str
-    """For a person: what the numbers are."""
-    dims: tuple[str, ...]
-    """In order: stack dimension (time, pair, track or year) if any, channel dimension if any,
-    ``y``, ``x``."""
-    channels: tuple[str, ...] = ()
-    """Labels along the channel dimension (pol or band), in order; empty without one."""
-    units: str
-    """Of the physical values: ``dB``, ``1``, ``rad``, ``degrees``, ``m``."""
-    kind: Kind
-    """Decides normalisation and statistics: a phase is used as cosine and sine, a class never
-    averaged, a mask is True where usable."""
-    work_dtype: str
-    """dtype of working numbers."""
-    work_nodata: float | None
-    """Nodata of working numbers; NaN for floats."""
-    convert: Literal["stored", "power_to_db", "identity"]
-    """How working numbers become physical: ``stored``: they already are the stored integers;
-    ``power_to_db``: 10 log10; ``identity``: they already are physical."""
-    dtype: str
-    """dtype of stored numbers."""
-    scale: float = 1.0
-    """physical = stored * scale + offset."""
-    offset: float = 0.0
-    """physical = stored * scale + offset."""
-    nodata: float | None
-    """Nodata of stored numbers (NaN for a float layer); None where every pixel has a value."""
-    kernel: Kernel
-    """The one stated way to resample this layer (in working numbers)."""
-    resolution: float
-    """Native resolution in metres, kept in the attributes."""
-    valid_range: tuple[float, float]
-    """Physical values outside are a sign of wrong units; stored values are clipped to it."""
-    derived_from: str | None = None
-    """Name of the layer it is computed from in the same cube (``clear`` from ``scl``)."""
-    legend: str | None = None
-    """Name of the legend of a class layer."""
-
-    @property
-    def group(self) -> str:
-        """Group of the DataTree, e.g. ``s1``."""
-        return self.name.split("/")[0]
-
-    @property
-    def variable(self) -> str:
-        """Name of the variable in its group, e.g. ``backscatter``."""
-        return self.name.split("/")[1]
-
-    @property
-    def channel_dim(self) -> str | None:
-        """``pol`` or ``band``, or None."""
-        return next((d for d in self.dims if d in ("pol", "band")), None)
-
-    @property
-    def stack_dim(self) -> str | None:
-        """``time``, ``pair``, ``track`` or ``year``, or None for a static layer."""
-        return next((d for d in self.dims if d in ("time", "pair", "track", "year")), None)
-
-    @property
-    def n_channels(self) -> int:
-        """Length of the channel dimension; 1 without one."""
-        return max(1, len(self.channels))
-
-    def pick(self, channels: tuple[str, ...]) -> Layer:
-        """Return this layer with some of its channels, in the order given.
-
-        Raises
-        ------
-        CubeError
-            A channel is not one of the row's.
-        """
-        unknown = [c for c in channels if c not in self.channels]
-        if unknown:
-            raise CubeError(
-                f"layer {self.name!r} has no {self.channel_dim} {unknown[0]!r}; "
-                f"it has {', '.join(self.channels)}"
-            )
-        return replace(self, channels=channels)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Access:
-    """What may be opened on behalf of a catalogue: the allow-list that every read passes."""
-
-    schemes: tuple[str, ...] = ("https",)
-    """Allowed URL schemes; ``file`` covers plain paths, which must also lie under ``roots``."""
-    hosts: tuple[str, ...] = ()
-    """Allowed hosts; ``*.example.org`` allows subdomains; empty allows any public host."""
-    roots: tuple[str, ...] = ()
-    """Folders that ``file`` reads may touch."""
-    sign: str | None = None
-    """Name of the signer applied just before a read (``planetary-computer``), or None."""
-    auth: str | None = None
-    """Name of the environment variable holding a bearer token for ``hosts``, or None."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Product:
-    """How one catalogue delivers one layer: collection, asset keys, and what its numbers mean."""
-
-    collection: str
-    """STAC collection id."""
-    assets: Mapping[str, str]
-    """Channel label -> asset key; the empty label for a layer without channels."""
-    nodata: float | None
-    """Nodata of the source numbers; NaN allowed."""
-    zero: Literal["nodata", "below_noise", "valid"] = "valid"
-    """What a source 0 means: unflagged border, noise-clipped measurement, or a value."""
-    offset_rule: Literal["none", "baseline", "earthsearch_flag", "always"] = "none"
-    """Where Sentinel-2's +1000 stands: by ``s2:processing_baseline`` of the product; as
-    ``earthsearch:boa_offset_applied`` says; always in the pixels; not in them at all (none)."""
-    scale: float = 1.0
-    """Working = source * scale (Indigo's incidence is degrees x 100)."""
-    calibration: str | None = None
-    """For backscatter: beta0, sigma0, gamma0, gamma0_rtc or sigma0_terrain."""
-    looks: float | None = None
-    """Equivalent number of looks of the source, where known."""
-    query: Mapping[str, Any] = field(default_factory=dict)
-    """Extra property filters; sent to a STAC API and applied again on our side."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Catalog:
-    """A place to search: where it is, what may be read, and how it delivers each layer. A row."""
-
-    name: str
-    url: str
-    """STAC API landing page, or path or URL of a static ``catalog.json``."""
-    kind: Literal["api", "static"]
-    access: Access = field(default_factory=Access)
-    products: Mapping[str, Product]
-    """Layer name -> product."""
-    page_size: int | None = None
-    """Items per page asked of an API."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Legend:
-    """The classes of a class layer: names, colours, and what must never be scored. A row."""
-
-    name: str
-    title: str
-    origin: Literal["measured", "mapped"]
-    """``mapped`` from satellites themselves: then a score is agreement with the product."""
-    nodata: int | None
-    """Code of missing data, never a class; None where every code is real."""
-    classes: Mapping[int, tuple[str, str]]
-    """Code -> (name, colour as ``#rrggbb``)."""
-    ignore: tuple[int, ...] = ()
-    """Codes that are real in the product but must be left out of losses and scores."""
-    groups: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Named sets of codes, such as the cropped ones."""
-    remap: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    """Other legend -> (code here -> code there); what is not listed has no counterpart."""
-
-    @property
-    def scored(self) -> tuple[int, ...]:
-        """The codes that may be learned and scored, ascending."""
-        return tuple(sorted(c for c in self.classes if c not in self.ignore))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +75,7 @@ class Grid:
     resolution: float = 10.0
     """Pixel edge, units of the CRS (metres)."""
     crs: str | None = None
-    """For example ``EPSG:32631``; None takes the area's UTM zone."""
+    """Projected, for example ``EPSG:32631``; None takes the area's UTM zone."""
     snap: float | None = 2560.0
     """Edge of the lattice cells that are covered whole; None covers the area itself, snapped to
     multiples of ``resolution``."""
@@ -252,6 +94,18 @@ class ClearPolicy:
     dilate: int = 0
     """Pixels by which unclear areas grow (a disc)."""
 
+    def __post_init__(self) -> None:
+        """Refuse what no scene classification can mean."""
+        codes = range(1, 256)
+        wrong = [c for c in self.classes if c not in codes]
+        if wrong:
+            raise CubeError(
+                f"ClearPolicy.classes holds {wrong[0]!r}; codes of a scene classification are "
+                "whole numbers from 1 (0 is nodata, never clear), such as (4, 5, 6)"
+            )
+        if self.dilate < 0 or self.dilate != int(self.dilate):
+            raise CubeError(f"ClearPolicy.dilate is {self.dilate!r}; give whole pixels, 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asset:
@@ -265,8 +119,6 @@ class Asset:
     bbox: tuple[float, float, float, float] | None = None
     """Of the granule, EPSG:4326 (west > east across the antimeridian); None: unknown, always
     opened."""
-    proj: str | None = None
-    """JSON of ``{"crs", "shape", "transform"}`` where the item states them, else None."""
     nodata: float | None = None
     """Nodata of the source numbers; None trusts the file."""
     zero: Literal["nodata", "below_noise", "valid"] = "valid"
@@ -321,12 +173,29 @@ class Plan:
     """AOI, time range, catalogue, request: provenance that is plain JSON."""
     missing: tuple[str, ...] = ()
     """``item/asset`` that were absent and masked."""
+    legends: tuple[Legend, ...] = ()
+    """Of the class layers: with them a store says what its classes are wherever it is opened."""
 
     def axis(self, layer: Layer) -> Axis | None:
         """Return the axis that `layer` is stacked along, or None for a static layer."""
         return next(
             (a for a in self.axes if (a.group, a.dim) == (layer.group, layer.stack_dim)), None
         )
+
+    def coordinates(self, group: str) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """Return the coordinates along the axes of a group: name in the cube -> (dim, values).
+
+        A bare name belongs to time or pair. A track's carry its dimension (``track_orbit_state``),
+        whatever else the group holds and whatever the order that its layers were asked for in; so
+        do a pair's or a year's where an axis earlier in `STACK_DIMS` has the name.
+        """
+        out: dict[str, tuple[str, tuple[Any, ...]]] = {}
+        mine = [a for a in self.axes if a.group == group]
+        for axis in sorted(mine, key=lambda a: STACK_DIMS.index(a.dim)):
+            for name, values in axis.coords.items():
+                bare = name == axis.dim or (axis.dim != "track" and name not in out)
+                out[name if bare else f"{axis.dim}_{name}"] = (axis.dim, values)
+        return out
 
     def array(self, name: str) -> ArrayPlan:
         """Return the array of the layer called `name`.
@@ -364,6 +233,7 @@ class Plan:
             "access": asdict(self.access),
             "attrs": dict(self.attrs),
             "missing": list(self.missing),
+            "legends": [asdict(v) for v in self.legends],
         }
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
 
@@ -374,7 +244,7 @@ class Plan:
         Raises
         ------
         CubeError
-            Written by a newer version.
+            Written by another version.
         """
         from affine import Affine
         from odc.geo.geobox import GeoBox
@@ -384,6 +254,12 @@ class Plan:
             raise CubeError(
                 f"this plan has format {body['format']}; this version of cubes reads up to "
                 f"{FORMAT_VERSION}: upgrade deepsentinel"
+            )
+        if body["format"] < FORMAT_VERSION:
+            raise CubeError(
+                f"this plan has format {body['format']}, from before the first release; this "
+                f"version of cubes reads {FORMAT_VERSION}: make it again from its request, and "
+                "write its store again into an empty folder"
             )
         grid = body["grid"]
         return Plan(
@@ -403,6 +279,7 @@ class Plan:
             access=Access(**{k: _tupled(v) for k, v in body["access"].items()}),
             attrs=body["attrs"],
             missing=tuple(body["missing"]),
+            legends=tuple(_legend_from_json(v) for v in body["legends"]),
         )
 
     @property
@@ -419,6 +296,15 @@ class Plan:
 def _plain(asset: Asset) -> dict[str, Any]:
     """Return an asset's fields, all plain values: asdict copies each deeply, 8x as long."""
     return {name: getattr(asset, name) for name in Asset.__slots__}
+
+
+def _legend_from_json(body: dict[str, Any]) -> Legend:
+    """Return a legend; JSON has turned its codes into text."""
+    codes = {int(code): tuple(v) for code, v in body["classes"].items()}
+    remap = {k: {int(a): b for a, b in table.items()} for k, table in body["remap"].items()}
+    groups = {k: tuple(v) for k, v in body["groups"].items()}
+    plain = {**body, "ignore": tuple(body["ignore"])}
+    return Legend(**{**plain, "classes": codes, "remap": remap, "groups": groups})
 
 
 def _tupled(value: Any) -> Any:
@@ -492,6 +378,9 @@ class Report:
     """``item/asset`` that were absent and masked."""
     damaged: tuple[str, ...] = ()
     """Objects whose bytes are not those recorded."""
+    clipped: Mapping[str, int] = field(default_factory=dict)
+    """Layer -> numbers of a person's own cube that lay outside its range and were stored as the
+    nearest one inside, in this run."""
     seconds: float = 0.0
     tree_sha256: str | None = None
     """Hash over every zarr.json and shard; set once sealed."""
@@ -505,6 +394,8 @@ class Report:
             parts.append(f"{len(self.damaged)} damaged")
         if self.missing:
             parts.append(f"{len(self.missing)} assets missing and masked")
+        if self.clipped:
+            parts.append(f"{sum(self.clipped.values()):,} numbers clipped to their layer's range")
         parts.append(f"{self.pixels_read:,} px read, {self.bytes_written:,} bytes written")
         return "; ".join(parts)
 

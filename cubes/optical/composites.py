@@ -64,7 +64,7 @@ def usable(cube: xr.DataTree, mask: Mask = None, *, layer: str = "s2/reflectance
         if "scl" not in dataset:
             raise CubeError("a ClearPolicy needs the layer s2/scl in the cube; open it with it")
         text = f"classes {', '.join(map(str, mask.classes))}; dilated by {mask.dilate} px"
-        return _from_scl(dataset["scl"], mask).assign_attrs(mask=text)
+        return clear_of(dataset["scl"], mask).assign_attrs(mask=text)
     if isinstance(mask, xr.DataArray):
         return _own(mask, template)
     if mask is not None:
@@ -74,7 +74,8 @@ def usable(cube: xr.DataTree, mask: Mask = None, *, layer: str = "s2/reflectance
     return xr.ones_like(template, dtype=bool).assign_attrs(mask="none")
 
 
-def _from_scl(scl: xr.DataArray, policy: ClearPolicy) -> xr.DataArray:
+def clear_of(scl: xr.DataArray, policy: ClearPolicy) -> xr.DataArray:
+    """Return where a scene classification, (..., y, x) uint8, is clear by a policy, bool, lazy."""
     function: Callable[..., Any] = partial(physics.clear, policy=policy)
     return _with_halo(scl, function, policy.dilate, boundary=0, dtype=bool)
 

@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pandas as pd
 from odc.geo.geobox import GeoBox
 
-from cubes import plans, registry
+from cubes import cube, plans
 from cubes.store import shards
 from cubes.store.layout import ArrayLayout, array_layouts
-from cubes.types import TIME_COORDS, ArrayPlan, Axis, CubeError, Layer, Layout, Plan
+from cubes.types import TIME_COORDS, ArrayPlan, CubeError, Layer, Layout, Plan
 
 Array = npt.NDArray[Any]
 
@@ -66,8 +66,7 @@ class Coordinate:
 def coordinates(plan: Plan, group: str) -> dict[str, Coordinate]:
     """Return the coordinate variables of one group (empty string: the root), as stored.
 
-    Times are int64 nanoseconds since 1970 in UTC. Where two axes of a group carry a coordinate of
-    one name, the second one's is prefixed with its dimension (``track_orbit_state``).
+    Times are int64 nanoseconds since 1970 in UTC. Names are those of `Plan.coordinates`.
 
     Raises
     ------
@@ -75,11 +74,8 @@ def coordinates(plan: Plan, group: str) -> dict[str, Coordinate]:
         Layers of a group name different channels along one dimension.
     """
     out = _grid_coordinates(plan.geobox)
-    for axis in plan.axes:
-        if axis.group == group:
-            for name, values in axis.coords.items():
-                label = f"{axis.dim}_{name}" if name in out else name
-                out[label] = _coordinate(name, axis, values)
+    for name, (dim, values) in plan.coordinates(group).items():
+        out[name] = _coordinate(name, dim, values)
     channels: dict[str, tuple[str, ...]] = {}
     for layer in (a.layer for a in plan.arrays if a.layer.group == group):
         dim = layer.channel_dim
@@ -115,14 +111,14 @@ def _standard_name(dim: str, geobox: GeoBox) -> str:
     return f"projection_{dim}_coordinate"
 
 
-def _coordinate(name: str, axis: Axis, values: Sequence[Any]) -> Coordinate:
+def _coordinate(name: str, dim: str, values: Sequence[Any]) -> Coordinate:
     if name in TIME_COORDS:
         stamps = np.array([_nanoseconds(v) for v in values], np.int64)
         attrs: dict[str, Any] = {"units": TIME_UNITS, "calendar": "proleptic_gregorian"}
         if (stamps == NAT).any():
             attrs["_FillValue"] = NAT
-        return Coordinate(dims=(axis.dim,), data=stamps, attrs=attrs)
-    return Coordinate(dims=(axis.dim,), data=plans.column(name, values), attrs={})
+        return Coordinate(dims=(dim,), data=stamps, attrs=attrs)
+    return Coordinate(dims=(dim,), data=plans.column(name, values), attrs={})
 
 
 def _nanoseconds(value: Any) -> int:
@@ -149,20 +145,7 @@ def decoded(name: str, coord: Coordinate) -> tuple[tuple[str, ...], Array, dict[
 
 def attributes(array: ArrayPlan, plan: Plan) -> dict[str, Any]:
     """Return what an array of physical values says about itself, as the lazy cube does."""
-    layer = array.layer
-    out: dict[str, Any] = {
-        "long_name": layer.long_name,
-        "units": layer.units,
-        "native_resolution_m": layer.resolution,
-        "resampling": layer.kernel,
-    }
-    if layer.legend:
-        out["legend"] = layer.legend
-        out["origin"] = registry.legend(layer.legend).origin
-    if layer.kind == "mask" and layer.derived_from:
-        out["clear_classes"] = list(plan.clear.classes)
-        out["clear_dilate_px"] = plan.clear.dilate
-    plain = _plain(out | dict(array.attrs))
+    plain = _plain(cube.described(array, plan))
     assert isinstance(plain, dict)
     return plain
 

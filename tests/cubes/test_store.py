@@ -17,10 +17,10 @@ import pytest
 import xarray as xr
 import zarr
 
-from cubes import cube, registry
+from cubes import cube, registry, schema
 from cubes.store import build, layout, ledger, metadata, shards
 from cubes.store import verbs as store
-from cubes.types import CubeError, Layout, Plan, Report
+from cubes.types import FORMAT_VERSION, CubeError, Layout, Plan, Report
 
 _spec = importlib.util.spec_from_file_location(
     "store_plans", Path(__file__).with_name("store_plans.py")
@@ -282,7 +282,7 @@ def test_a_newer_store_is_refused(plan: Plan, tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
     store.write(plan, path, layout=LAYOUT)
     file = path / ledger.FOLDER / "build.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": FORMAT_VERSION + 1}))
     for verb in (store.open, store.verify, store.repair, lambda p: store.write(plan, p)):
         with pytest.raises(CubeError, match="upgrade deepsentinel"):
             verb(path)
@@ -464,7 +464,7 @@ def test_every_layer_of_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyP
     wanted, path = everything(), tmp_path / "all.zarr"
     assert store.write(wanted, path, layout=Layout(patch=32, steps=2)).state == "sealed"
     tree = store.open(path).load()
-    cube.check(tree)
+    schema.check(tree)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plain = xr.open_datatree(path, engine="zarr").load()
