@@ -9,15 +9,16 @@ carries the rows that it uses.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cubes.registry import checks
 from cubes.types import AOI, Access, Catalog, CubeError, Layer, Legend, Product
 
 if TYPE_CHECKING:
@@ -58,20 +59,14 @@ class _Rows:
     def row(self, kind: str, name: str) -> _Row:
         table = self.table(kind)
         if name not in table:
-            raise CubeError(_unknown(kind[:-1], name, table))
+            raise CubeError(checks.unknown(kind[:-1], name, table))
         row: _Row = table[name]
         return row
 
 
 _rows = _Rows()
-_KINDS = ("layers", "catalogs", "legends", "aois")
-
-
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}"
+_KINDS = ("legends", "layers", "catalogs", "aois")
+"""In the order in which they need one another."""
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> _Row:
@@ -82,15 +77,6 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> _Row:
         nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
         out[key] = _merged(out[key], value) if nested and key != "assets" else value
     return out
-
-
-def _fields(cls: type, row: Mapping[str, Any], what: str) -> _Row:
-    """Return the row as keyword arguments of `cls`, refusing keys it does not have."""
-    known = cls.__dataclass_fields__.keys()  # type: ignore[attr-defined]
-    for key in row:
-        if key not in known:
-            raise CubeError(_unknown(f"key in {what}", key, known))
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
 
 
 def layer(name: str | Layer) -> Layer:
@@ -105,7 +91,8 @@ def layer(name: str | Layer) -> Layer:
         return name
     row = {"nodata": None, "work_nodata": None, **_rows.row("layers", name)}
     defaults = row.pop("default_channels", None)
-    made = Layer(**_fields(Layer, {**row, "name": name}, f"layer {name!r}"))
+    given = checks.arguments(Layer, {**row, "name": name}, f"layer {name!r}")
+    made = checks.layer(Layer(**given))
     return made.pick(tuple(defaults)) if defaults else made
 
 
@@ -135,12 +122,13 @@ def catalog(name: str | Path | Catalog, **changes: Any) -> Catalog:
         Unknown name or key, or a file with no or several catalogues.
     """
     if isinstance(name, Catalog):
-        from dataclasses import replace
-
         return replace(name, **changes) if changes else name
     if str(name).endswith(".toml"):
         path = Path(name)
-        rows = _read(path).get("catalogs", {})
+        known = _read(path)
+        # layers, legends and areas that stand beside a catalogue are what it delivers, and where
+        _add(path, {kind: rows for kind, rows in known.items() if kind != "catalogs"})
+        rows = known.get("catalogs", {})
         if len(rows) != 1:
             raise CubeError(
                 f"{path} holds {len(rows)} catalogues ({', '.join(rows) or 'none'}); "
@@ -165,27 +153,41 @@ def _catalog(name: str, row: Mapping[str, Any], folder: Path) -> Catalog:
         if "extends" in parent:
             row["extends"] = parent["extends"]
     products = {
-        layer_name: Product(**_fields(Product, {"nodata": None, **p}, f"product {layer_name!r}"))
-        for layer_name, p in row.get("products", {}).items()
+        of: _product(of, p, f"product {of!r} of catalogue {name!r}")
+        for of, p in row.get("products", {}).items()
     }
     access = row.get("access", {})
     if not isinstance(access, Access):
-        given = _fields(Access, access, f"access of catalogue {name!r}")
+        given = checks.arguments(Access, access, f"access of catalogue {name!r}")
         given["sign"] = given.get("sign") or None
         given["roots"] = tuple(
             str((folder / os.path.expandvars(r)).resolve()) for r in given.get("roots", ())
         )
         access = Access(**given)
-    body = _fields(Catalog, {k: v for k, v in row.items() if k not in ("products", "access")},
-                   f"catalogue {name!r}")  # fmt: skip
+    plain = {k: v for k, v in row.items() if k not in ("products", "access")}
+    body = checks.arguments(
+        Catalog, {**plain, "name": name, "products": products, "access": access},
+        f"catalogue {name!r}",
+    )  # fmt: skip
+    if body["kind"] == "api" and "://" not in body["url"]:
+        raise CubeError(
+            f'catalogue {name!r} has kind = "api" and url {body["url"]!r}, which is no web '
+            'address; a catalog.json on a disk has kind = "static"'
+        )
     if body.get("kind") == "static" and body.get("url") and "://" not in str(body["url"]):
         body["url"] = str((folder / os.path.expandvars(str(body["url"]))).resolve())
         if not access.roots and "file" in access.schemes:
-            from dataclasses import replace
-
             # a static catalogue on disk may read what lies beside it, and nothing else
-            access = replace(access, roots=(str(Path(body["url"]).parent),))
-    return Catalog(**{**body, "name": name}, access=access, products=products)
+            body["access"] = replace(access, roots=(str(Path(body["url"]).parent),))
+    return Catalog(**body)
+
+
+def _product(of: str, row: Mapping[str, Any], what: str) -> Product:
+    made = Product(**checks.arguments(Product, {"nodata": None, **row}, what))
+    if of not in _rows.table("layers"):
+        return checks.product(made, None, what)
+    every = replace(layer(of), channels=all_channels(of))
+    return checks.product(made, every, what)
 
 
 def catalogs() -> tuple[str, ...]:
@@ -204,14 +206,14 @@ def legend(name: str | Legend) -> Legend:
     if isinstance(name, Legend):
         return name
     row = {"nodata": None, **_rows.row("legends", name)}
-    classes = {int(code): (str(v[0]), str(v[1])) for code, v in row.pop("classes").items()}
+    classes = {int(code): (str(v[0]), str(v[1])) for code, v in row.pop("classes", {}).items()}
     groups = {k: tuple(v) for k, v in row.pop("groups", {}).items()}
     remap = {
         other: {int(code): int(there) for there, codes in table.items() for code in codes}
         for other, table in row.pop("remap", {}).items()
     }
-    plain = _fields(Legend, {**row, "name": name}, f"legend {name!r}")
-    return Legend(**plain, classes=classes, groups=groups, remap=remap)
+    given = {**row, "name": name, "classes": classes, "groups": groups, "remap": remap}
+    return Legend(**checks.arguments(Legend, given, f"legend {name!r}"))
 
 
 def legends() -> tuple[str, ...]:
@@ -285,7 +287,13 @@ def named_aoi(name: str) -> AOI:
     elif "bbox" in row:
         wkt = shapely.to_wkt(shapely.box(*row["bbox"]), rounding_precision=9, trim=True)
     else:
-        wkt = row["wkt"]
+        wkt = row.get("wkt", "")
+        try:
+            shapely.from_wkt(wkt)
+        except shapely.errors.ShapelyError as error:
+            raise CubeError(
+                f"aoi {name!r} has no bbox, and its wkt is no geometry: {error}"
+            ) from None
     return AOI(name=name, wkt=wkt, size=row.get("size"))
 
 
@@ -303,7 +311,7 @@ def _read(path: Path) -> _Row:
         raise CubeError(f"{path} is not valid TOML: {error}") from None
     for key in rows:
         if key not in _KINDS:
-            raise CubeError(_unknown(f"table in {path.name}", key, _KINDS))
+            raise CubeError(checks.unknown(f"table in {path.name}", key, _KINDS))
     return rows
 
 
@@ -318,13 +326,25 @@ def add(path: str | Path) -> tuple[str, ...]:
         No such file, not TOML, or an unknown table.
     """
     path = Path(path)
+    return _add(path, _read(path))
+
+
+def _add(path: Path, tables: Mapping[str, Mapping[str, _Row]]) -> tuple[str, ...]:
+    """Return the names of rows after making them known, each checked by itself."""
     added = []
-    for kind, rows in _read(path).items():
-        for name, row in rows.items():
+    for kind in sorted(tables, key=_KINDS.index):  # a catalogue's products need their layers
+        for name, row in tables[kind].items():
             extra = {"_folder": str(path.resolve().parent)} if kind == "catalogs" else {}
+            before = _rows.table(kind).get(name)
             _rows.table(kind)[name] = {**row, **extra}
+            try:
+                {"layers": layer, "legends": legend, "catalogs": catalog, "aois": named_aoi}[kind](
+                    name
+                )
+            except CubeError as error:
+                _rows.table(kind).pop(name)
+                if before is not None:
+                    _rows.table(kind)[name] = before
+                raise CubeError(f"{path}: {error}") from None
             added.append(name)
-    for name in added:
-        if name in _rows.table("catalogs"):
-            catalog(name)
     return tuple(added)

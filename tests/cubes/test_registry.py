@@ -117,3 +117,98 @@ def test_areas_of_the_predecessors(
     km2 = sum(abs(geod.geometry_area_perimeter(p)[0]) for p in parts) / 1e6
     assert km2 == pytest.approx(land_km2, rel=0.10 if name == "central-valley" else 0.03)
     assert name in registry.aois()
+
+
+CATALOG = """
+[catalogs.a]
+url = "https://example.org"
+kind = "api"
+[catalogs.a.products."s1/backscatter"]
+collection = "c"
+assets = { vv = "vv" }
+"""
+LAYER = """
+[layers."s9/heat"]
+long_name = "heat"
+dims = ["time", "y", "x"]
+units = "K"
+kind = "continuous"
+work_dtype = "float32"
+work_nodata = nan
+convert = "identity"
+dtype = "int16"
+scale = 0.01
+nodata = -32768
+kernel = "bilinear"
+resolution = 1000
+valid_range = [200, 380]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ('kind = "api"', 'kind = "apy"', "catalogue 'a': 'apy'; did you mean 'api'"),
+        ('url = "https://example.org"', "", "catalogue 'a' lacks 'url'"),
+        ('url = "https://example.org"', 'url = "x.json"', 'on a disk has kind = "static"'),
+        ('assets = { vv = "vv" }', "", "lacks 'assets'"),
+        ('assets = { vv = "vv" }', 'assets = { VV = "vv" }', "name 'VV'; channels .* vv, vh"),
+        ("{ vv = ", '{ vv = "vv" }\nzero = "no data"\nquery = { x = ', "did you mean 'nodata'"),
+        ("{ vv = ", '{ vv = "vv" }\noffset_rule = "basline"\nquery = { x = ',
+         "did you mean 'baseline'"),
+        ("{ vv = ", '{ vv = "vv" }\ncalibration = "gamma0-rtc"\nquery = { x = ',
+         "did you mean 'gamma0_rtc'"),
+        ("{ vv = ", '{ vv = "vv" }\nnodata = "0"\nquery = { x = ', "is '0', not a number"),
+        ('"s1/backscatter"]', '"s2/reflectance"]\nscale = 0.0001', "raster:scale is another thing"),
+        ('"s1/backscatter"]', '"s2/scl"]', 'has no channels: assets = { "" = "KEY" }'),
+    ],
+)  # fmt: skip
+def test_a_value_that_a_catalogue_row_cannot_have(
+    tmp_path: Path, old: str, new: str, word: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    assert old in CATALOG
+    text = CATALOG.replace(old, new, 1)
+    if "s2/" in new:
+        text = text.replace("{ vv =", "{ B04 =")
+    path.write_text(text)
+    with pytest.raises(CubeError, match=word):
+        registry.catalog(path)
+    with pytest.raises(CubeError, match=f"bad.toml.*{word}"):
+        registry.add(path)
+    assert "a" not in registry.catalogs()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ('"identity"', '"kelvin"', "value for convert .*'kelvin'"),
+        ('"bilinear"', '"cubicc"', "value for kernel"),
+        ('"continuous"', '"continous"', "did you mean 'continuous'"),
+        ('["time", "y", "x"]', '["y", "x", "time"]', "dims of layer .* then y, x"),
+        ('["time", "y", "x"]', '["time", "band", "y", "x"]', "needs channels where"),
+        ('dtype = "int16"', 'dtype = "int17"', "did you mean 'int16'"),
+        ("[200, 380]", "[380, 200]", "least, most"),
+        ("valid_range = [200, 380]", "", "lacks 'valid_range'"),
+        ('units = "K"', "units = 5", "units of .* is 5, not a text"),
+        ('"s9/heat"', '"heat"', "a name is GROUP/VARIABLE"),
+    ],
+)
+def test_a_value_that_a_layer_row_cannot_have(
+    tmp_path: Path, old: str, new: str, word: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    assert old in LAYER
+    path.write_text(LAYER.replace(old, new, 1))
+    with pytest.raises(CubeError, match=f"bad.toml.*{word}"):
+        registry.add(path)
+    assert not {"s9/heat", "heat"} & set(registry.layers())
+
+
+def test_a_file_with_one_catalogue_brings_its_layers_along(tmp_path: Path) -> None:
+    path = tmp_path / "whole.toml"
+    text = CATALOG.replace("s1/backscatter", "s8/warmth").replace("{ vv =", '{ "" =')
+    path.write_text(LAYER.replace("s9/heat", "s8/warmth") + text)
+    row = registry.catalog(path)
+    assert set(row.products) == {"s8/warmth"}
+    assert registry.layer("s8/warmth").units == "K"
