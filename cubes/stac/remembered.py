@@ -34,7 +34,7 @@ class Answer:
         """Index the items by the boxes around their footprints."""
         import shapely
 
-        boxes = [shapely.box(*_bounds(item)) for item, _ in self.items]
+        boxes = [shapely.box(*bounds(item)) for item, _ in self.items]
         object.__setattr__(self, "_tree", shapely.STRtree(boxes))
 
     def covers(self, asked: str, where: BaseGeometry, span: Span | None) -> bool:
@@ -62,7 +62,7 @@ def find(
     return None
 
 
-def _bounds(item: dict[str, Any]) -> tuple[float, float, float, float]:
+def bounds(item: dict[str, Any]) -> tuple[float, float, float, float]:
     """Return the box around an item; an item that does not say where it is may be anywhere."""
     from shapely.geometry import shape
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cubes.errors import NothingFound
 from cubes.reading.access import redact
 from cubes.stac import remembered
@@ -190,14 +192,33 @@ def _nothing(
         near = difflib.get_close_matches(collection, held, 1)
         hint = f"it has collections {', '.join(held)}" + (f"; {near[0]!r}?" if near else "")
     elif found:
-        times = sorted(str(i.get("properties", {}).get("datetime")) for i, _ in found)
-        hint = (
-            f"it has {len(found)} items of this collection, from {times[0]} to {times[-1]}, none "
-            "of which fits area, time and query together: widen one of them"
-        )
+        mine = [i for i, _ in found if _may_be(i, collection)]
+        hint = f"it has {len(mine)} items of this collection{_extent(mine, where)}"
     else:
         hint = "check the collection's name and coverage, or widen area and time"
     return NothingFound(f"no granules in {name} for {'; '.join(said)}: {hint}")
+
+
+def _extent(items: list[dict[str, Any]], where: BaseGeometry | None) -> str:
+    """Return when and where items are, and what may be wrong with an area that meets none."""
+    import shapely
+
+    times = sorted(
+        str(p.get("datetime") or p.get("start_datetime"))
+        for p in (item.get("properties", {}) for item in items)
+    )
+    boxes = shapely.box(*np.array([remembered.bounds(item) for item in items]).T)
+    west, south, east, north = shapely.total_bounds(boxes)
+    said = (
+        f", from {times[0]} to {times[-1]}, within {west:.4f}, {south:.4f}, {east:.4f}, "
+        f"{north:.4f} (west, south, east, north)"
+    )
+    if where is None or shapely.intersects(boxes, where).any():
+        return f"{said}, none of which fits area, time and query together: widen one of them"
+    w, s, e, n = where.bounds
+    if w >= -90 and e <= 90 and shapely.intersects(boxes, shapely.box(s, w, n, e)).any():
+        return f"{said}: are longitude and latitude swapped?"
+    return f"{said}: the area lies outside"
 
 
 # ---------------------------------------------------------------------------------------- API

@@ -120,6 +120,11 @@ def test_empty_results_say_why() -> None:
         stac.granules(ITEMS, "optical", time=("2022-01-01", "2022-02-01"))
     with pytest.raises(CubeError, match=r"area 80\.0000, 0\.0000, 81\.0000, 1\.0000"):
         stac.granules(ITEMS, "optical", bbox=(80, 0, 81, 1))
+    west, south, east, north = ITEMS[0]["bbox"]
+    with pytest.raises(CubeError, match="longitude and latitude swapped"):
+        stac.granules(ITEMS, "optical", bbox=(south, west, north, east))
+    with pytest.raises(CubeError, match="within 0.0000, 50.0000, .* the area lies outside"):
+        stac.granules(ITEMS, "optical", bbox=(80, 0, 81, 1))
     with pytest.raises(CubeError, match=r"'optica'.*has collections optical; 'optical'\?"):
         stac.granules(ITEMS, "optica")
 
