@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+from cubes.errors import NothingFound
 from cubes.reading.access import MAX_REDIRECTS, permit, redact, scheme_of, under
 from cubes.stac.items import absolute
 from cubes.types import Catalog, CubeError
@@ -70,7 +71,7 @@ def walk(catalog: Catalog, collection: str) -> Iterator[Item]:
         waiting += reversed(links)  # first link first
     if collections and collection not in collections:
         near = difflib.get_close_matches(collection, collections, 1)
-        raise CubeError(
+        raise NothingFound(
             f"catalogue {catalog.name!r} ({redact(catalog.url)}) has no collection {collection!r}; "
             f"it has {', '.join(sorted(collections))}"
             + (f". Did you mean {near[0]!r}?" if near else "")
