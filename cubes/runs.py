@@ -7,6 +7,8 @@ the columns ``time`` (datetime64, UTC) and ``track`` (for example ``132A``); ``p
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
@@ -242,7 +244,10 @@ def matches(
         Per radar row the nearest (the earlier of two equally near), one drawn at random from
         `seed`, or all.
     seed : int
-        For ``random``; the draw of a row does not depend on the other rows.
+        For ``random``. What a row draws depends on the seed and on the two acquisitions
+        themselves (their times, and place, track, platform and burst where given), not on which
+        other rows there are, their order or labels: it changes only if its partner goes or a
+        new one comes near. Of rows equal in all of these, the first, second, ... draw apart.
 
     Returns
     -------
@@ -264,24 +269,47 @@ def matches(
     _need(radar, (when,), "a match")
     _need(optical, ("time",), "a match")
     placed = "place" in radar.columns and "place" in optical.columns
-    by_place = dict(tuple(optical.groupby("place", sort=False))) if placed else {}
+    by_place = optical.groupby("place", sort=False).indices if placed else {}
+    every = np.arange(len(optical))
+    one, two = _identities(radar, when), _identities(optical, "time")
     out = []
     for number, (label, row) in enumerate(radar.iterrows()):
-        near = by_place.get(row["place"], optical.iloc[:0]) if placed else optical
-        gaps = near["time"] - row[when]
-        close = gaps[gaps.abs() <= limit]
-        close = close.iloc[np.lexsort((close.to_numpy(), close.abs().to_numpy()))]
+        near = by_place.get(row["place"], every[:0]) if placed else every
+        gaps = optical["time"].iloc[near] - row[when]
+        close = np.flatnonzero(gaps.abs() <= limit)
+        gap = gaps.to_numpy()[close]
+        close = close[np.lexsort((gap, np.abs(gap)))]
         if how == "nearest":
-            close = close.iloc[:1]
+            close = close[:1]
         elif how == "random" and len(close):
-            pick = np.random.default_rng([seed, number]).integers(len(close))
-            close = close.iloc[[int(pick)]]
+            # every pair has its own number, and the least one wins: who else is there tells nothing
+            close = close[[int(np.argmin([_draw(seed, one[number], two[near[i]]) for i in close]))]]
         out += [
-            {**({"place": row["place"]} if placed else {}), "radar": label, "optical": other,
-             "gap": gap}
-            for other, gap in close.items()
+            {**({"place": row["place"]} if placed else {}), "radar": label,
+             "optical": gaps.index[i], "gap": gaps.iloc[i]}
+            for i in close.tolist()
         ]  # fmt: skip
     return pd.DataFrame(out, columns=[*(["place"] if placed else []), "radar", "optical", "gap"])
+
+
+def _identities(table: pd.DataFrame, when: str) -> list[str]:
+    """Return what each row is, whatever its label: its time and whose; equal ones numbered."""
+    keys = _groups(table, ("place", "track", "platform", "burst"))
+    times = pd.to_datetime(table[when], utc=True).dt.tz_localize(None)
+    rows = zip(_ns(times), *(table[k] for k in keys), strict=True)
+    seen: Counter[str] = Counter()
+    out = []
+    for row in rows:
+        name = "|".join(map(str, row))
+        out.append(f"{name}|{seen[name]}")
+        seen[name] += 1
+    return out
+
+
+def _draw(seed: int, one: str, two: str) -> int:
+    """Return a number that is a pure function of a seed and two acquisitions, on every machine."""
+    digest = hashlib.blake2b(f"{seed}|{one}||{two}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def season(times: pd.Series) -> pd.Series:

@@ -97,6 +97,51 @@ def test_random_matches_do_not_always_take_the_nearest() -> None:
     assert runs.matches(radar, optical, how="random")["optical"].nunique() == 5
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_draw_does_not_depend_on_other_rows(data: st.DataObject) -> None:
+    """Rows may go, come in another order, or be numbered anew: the others keep their partners."""
+    days = data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=12))
+    places = data.draw(st.lists(st.sampled_from("AB"), min_size=len(days), max_size=len(days)))
+    radar = acquisitions(days, place=places)
+    optical = pd.concat([acquisitions(list(range(0, 41, 2)), place=p) for p in "AB"])
+    optical = optical.reset_index(drop=True)
+
+    def drawn(one: pd.DataFrame, two: pd.DataFrame = optical) -> dict[tuple[object, ...], object]:
+        found = runs.matches(one, two, how="random", max_gap="9D", seed=3)
+        rows = one.loc[found["radar"]]
+        mates = two.loc[found["optical"], "time"]
+        # rows that agree in all they are cannot be told apart: their partners as a bag
+        out: dict[tuple[object, ...], object] = {}
+        for key, mate in zip(zip(rows["place"], rows["time"], strict=True), mates, strict=True):
+            out[key] = (*out.get(key, ()), mate)  # type: ignore[misc]
+        return {k: tuple(sorted(v)) for k, v in out.items()}  # type: ignore[call-overload]
+
+    whole = drawn(radar)
+    gone = data.draw(st.sets(st.sampled_from(list(zip(places, radar["time"], strict=True)))))
+    left = radar[[k not in gone for k in zip(places, radar["time"], strict=True)]]
+    assert drawn(left) == {k: v for k, v in whole.items() if k not in gone}
+    assert drawn(left.reset_index(drop=True)) == drawn(left)
+    assert drawn(radar.sample(frac=1, random_state=1)) == whole
+    assert drawn(radar, optical.sample(frac=1, random_state=1)) == whole
+    # an optical scene that was not drawn may go as well
+    taken = {(p, t) for (p, _), mates in whole.items() for t in mates}
+    kept = optical[[k in taken for k in zip(optical["place"], optical["time"], strict=True)]]
+    assert drawn(radar, kept) == whole
+
+
+def test_draws_differ_by_seed_and_are_even() -> None:
+    radar, optical = acquisitions(list(range(0, 600, 2))), acquisitions(list(range(-3, 604)))
+    gaps = [runs.matches(radar, optical, how="random", seed=s)["gap"] for s in (1, 2)]
+    assert (gaps[0] != gaps[1]).mean() > 0.7
+    counts = gaps[0].value_counts()
+    assert len(counts) == 7
+    assert counts.min() > 20, "43 of 300 are expected for each of 7 gaps"
+    zoned = [t.assign(time=t["time"].dt.tz_localize("UTC")) for t in (radar, optical)]
+    assert (runs.matches(*zoned, how="random", seed=1)["gap"] == gaps[0]).all()
+    assert runs.matches(radar[:0], optical, how="random").empty
+
+
 def test_a_series_is_matched_against_its_newest_date() -> None:
     series = runs.runs(acquisitions([0, 12, 24, 36]))
     assert len(runs.matches(series, acquisitions([34]))) == 1
