@@ -200,11 +200,28 @@ def _class_counts(values: Any, clear: Any, *, members: Members, layer: Layer) ->
     owner = np.repeat(np.arange(len(members.fields)), members.sizes)
     out = []
     for step in range(len(values)):
-        codes = values[step, 0].reshape(-1)[members.pixels].astype(np.int64)
-        good = physics.is_valid(codes, layer.nodata)
-        keys, counts = np.unique(owner[good] << 20 | codes[good], return_counts=True)
-        out.append(np.stack([keys >> 20, np.full(len(keys), step), keys & 0xFFFFF, counts], 1))
+        codes, good = _codes(values[step, 0].reshape(-1)[members.pixels], layer)
+        # numbered, so that a code of any size and a part make one key
+        found, number = np.unique(codes[good], return_inverse=True)
+        base = max(1, len(found))
+        keys, counts = np.unique(owner[good] * base + number, return_counts=True)
+        steps = np.full(len(keys), step)
+        out.append(np.stack([keys // base, steps, found[keys % base], counts], 1))
     return np.concatenate(out)
+
+
+def _codes(values: npt.NDArray[Any], layer: Layer) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Return class codes as int64, and which of them are data."""
+    finite = np.isfinite(values)
+    if values.dtype.kind == "f":  # codes with NaN for nodata
+        values = np.where(finite, values, 0)
+    elif values.dtype == np.uint64 and values.size and values.max() > np.iinfo(np.int64).max:
+        raise CubeError(
+            f"{layer.name} holds the class code {values.max()}: codes are counted as int64, up to "
+            f"{np.iinfo(np.int64).max}; number the classes anew (numpy.unique, return_inverse)"
+        )
+    codes = values.astype(np.int64)
+    return codes, finite & physics.is_valid(codes, layer.nodata)
 
 
 # ----------------------------------------------------------------------------------- the stream

@@ -221,6 +221,50 @@ def test_what_is_refused(whole) -> None:
         fields.extract(whole[0], _polygons({"far": shapely.box(7e5, 49e5, 7.01e5, 49.01e5)}))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "codes"),
+    [
+        ("int32", [3_000_000, 3_000_001]),
+        ("int32", [-5, 7]),
+        ("int64", [-(2**62), 2**62]),
+        ("uint32", [2**20, 2**32 - 1]),
+        ("uint64", [2**63 - 1, 2**40]),
+        ("int16", [-1, 0]),
+    ],
+)
+def test_codes_of_any_size_are_counted(dtype: str, codes: list[int]) -> None:
+    """Codes of parcels or basins do not fit into twenty bits, and a user's own may be negative."""
+    tree = _phase_cube()
+    pixels = np.full((64, 64), codes[0], dtype)
+    pixels[:, 32:] = codes[1]
+    data = tree["insar"].to_dataset().drop_vars(["phase", "pair"], errors="ignore")
+    data = data[[]].assign(parcel=(("y", "x"), pixels))
+    tree = xr.DataTree.from_dict({"/mine": data})
+    box = data.odc.geobox.boundingbox
+    # the second field holds the second code only, and its number is not 0
+    shapes = [
+        shapely.box(*box),
+        shapely.box((box.left + box.right) / 2 + 1, box.bottom, box.right, box.top),
+    ]
+    table = gpd.GeoDataFrame(geometry=shapes, crs=str(data.odc.geobox.crs))
+    found = fields.extract(tree, table)
+    got = {(r.field, int(r.channel)): r.mean for r in found.itertuples()}
+    assert got == {(0, codes[0]): 0.5, (0, codes[1]): 0.5, (1, codes[1]): 1.0}
+    assert (found["count"] == found["pixels"]).all()
+
+
+def test_codes_beyond_int64_are_refused() -> None:
+    tree = _phase_cube()
+    data = tree["insar"].to_dataset()[[]].drop_vars("pair", errors="ignore")
+    data = data.assign(parcel=(("y", "x"), np.full((64, 64), 2**63, "uint64")))
+    tree = xr.DataTree.from_dict({"/mine": data})
+    table = gpd.GeoDataFrame(
+        geometry=[shapely.box(*data.odc.geobox.boundingbox)], crs=str(data.odc.geobox.crs)
+    )
+    with pytest.raises(cubes.CubeError, match=r"mine/parcel.*9223372036854775808.*int64"):
+        fields.extract(tree, table)
+
+
 def _phase_cube() -> xr.DataTree:
     box = GeoBox((20, 20), Affine(10, 0, 600000, 0, -10, 5000000), "EPSG:32631")
     rng = np.random.default_rng(4)
