@@ -6,6 +6,7 @@ open file, and is small enough to pickle to a worker.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,28 @@ def days_since(times: Iterable[Any]) -> np.ndarray:
     """Return float64 days since 2000-01-01 of ISO times (UTC where they name no zone)."""
     stamps = pd.to_datetime(list(times), utc=True, format="ISO8601").tz_localize(None)
     days: np.ndarray = (stamps.to_numpy("datetime64[ns]") - EPOCH) / np.timedelta64(1, "D")
+    return days
+
+
+def length(name: str, value: Any, example: str) -> float:
+    """Return a length of time such as ``"30D"`` in days.
+
+    Raises
+    ------
+    CubeError
+        Negative, or no length; a plain number would be one of nanoseconds.
+    """
+    days = math.nan
+    if isinstance(value, str) and not value.strip().lstrip("+-").replace(".", "").isdigit():
+        try:
+            days = float(pd.Timedelta(value) / pd.Timedelta(1, "D"))
+        except ValueError:
+            days = math.nan
+    if not days >= 0:
+        raise CubeError(
+            f"{name}={value!r} is no length of time of 0 or more, with its unit; write it such as "
+            f"{example!r}"
+        )
     return days
 
 

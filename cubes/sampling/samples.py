@@ -7,10 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
-from cubes.sampling.index import StoreIndex, fractions, index
+from cubes.sampling.index import StoreIndex, fractions, index, length
 from cubes.sampling.sampleset import Samples, Table
 from cubes.sampling.splits import split
 from cubes.types import CubeError, Window
@@ -54,7 +53,7 @@ def plan(
     """
     window = Window() if window is None else window
     _check_window(window, min_valid)
-    gap = None if max_gap is None else _days("max_gap", max_gap)
+    gap = None if max_gap is None else length("max_gap", max_gap, "3D")
     paths = [stores] if isinstance(stores, str | Path) else list(stores)
     if not paths:
         raise CubeError("no store given; pass one path or a list of them")
@@ -82,16 +81,6 @@ def _check_window(window: Window, min_valid: float) -> None:
         raise CubeError(f"Window(stride={window.stride}): at least 1 pixel, or None for the size")
     if not 0 <= min_valid <= 1:
         raise CubeError(f"min_valid={min_valid} is a fraction between 0 and 1")
-
-
-def _days(name: str, text: str) -> float:
-    try:
-        days = pd.Timedelta(text) / pd.Timedelta(1, "D")
-    except ValueError as error:
-        raise CubeError(f"{name}={text!r} is no length of time; write for example '3D'") from error
-    if not days >= 0:
-        raise CubeError(f"{name}={text!r} is negative")
-    return float(days)
 
 
 @lru_cache(maxsize=64)
@@ -214,8 +203,8 @@ def _periods(store: StoreIndex, window: Window) -> list[dict[str, tuple[int, int
         return [{c: (0, len(d)) for c, d in store.days.items()}]
     first = int(min(np.floor(d.min()) for d in store.days.values()))
     total = int(max(np.floor(d.max()) for d in store.days.values())) + 1 - first
-    period = _days("Window.period", window.period)
-    step = period if window.step is None else _days("Window.step", window.step)
+    period = length("Window.period", window.period, "60D")
+    step = period if window.step is None else length("Window.step", window.step, "30D")
     if period < 1 or step < 1 or period % 1 or step % 1:
         raise CubeError(
             f"Window(period={window.period!r}, step={window.step!r}): whole days, at least one"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import shapely
 
+from cubes.sampling.index import length
 from cubes.sampling.sampleset import Samples, uniform
 from cubes.types import CubeError
 
@@ -51,14 +54,19 @@ def split(
     Raises
     ------
     CubeError
-        Too few blocks, a split left empty by the buffer, or fractions that make no sense.
+        Too few blocks, a split left empty by the buffer, or fractions that make no sense; a block
+        or buffer that is negative or no length; by block or aoi a grid that is not in metres.
     """
     names = NAMES.get(len(fractions))
     if names is None or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise CubeError(f"fractions={tuple(fractions)}: two or three positive numbers with sum 1")
     if by not in ("block", "time", "aoi"):
         raise CubeError(f"by={by!r}: choose block, time or aoi")
-    gap = _days("buffer", buffer) if by == "time" else _metres(buffer)
+    if by == "time":
+        gap = 0.0 if buffer == 0 else length("buffer", buffer, "30D")
+    else:
+        gap = _metres("buffer", buffer)
+        _in_metres(samples)
     keys, what = _blocks(samples, by, block)
     side = _deal(keys, fractions, seed, what)
     keep = _buffered(samples, side, by, gap)
@@ -89,7 +97,15 @@ def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame
     -------
     pandas.DataFrame
         Columns ``split, id, other_split, other_id``.
+
+    Raises
+    ------
+    CubeError
+        A grid that is not in metres, or a buffer that is no distance.
     """
+    buffer = _metres("buffer", buffer)
+    for samples in splits.values():
+        _in_metres(samples)
     found = []
     names = list(splits)
     for i, name in enumerate(names):
@@ -110,13 +126,6 @@ def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
 
 
-def _days(name: str, value: float | str) -> float:
-    try:
-        return float(pd.Timedelta(value or "0D") / pd.Timedelta(1, "D"))
-    except ValueError as error:
-        raise CubeError(f"{name}={value!r}: by time it is a length such as '30D'") from error
-
-
 def _blocks(samples: Samples, by: str, block: float | str | None) -> tuple[np.ndarray, str]:
     """Return (sample, k) keys of the block that each sample's centre lies in, and words for it."""
     store = samples.numbers
@@ -130,15 +139,26 @@ def _blocks(samples: Samples, by: str, block: float | str | None) -> tuple[np.nd
                 "by='time' needs samples with a period, and these take all dates of a cube: plan "
                 "with Window(period='60D') or so"
             )
-        days = _days("block", block if block is not None else samples.window.period)
-        days *= 1 if block is not None else 2
+        if block is None:
+            days = 2 * length("Window.period", samples.window.period, "60D")
+        else:
+            days = length("block", block, "30D")
         if days <= 0:
-            raise CubeError(f"block={block!r} is no positive length of time")
+            raise CubeError(f"block={block!r}: a block is longer than nothing, such as '30D'")
+        none = np.flatnonzero(np.isnan(start))
+        if len(none):
+            path = samples.stores[store[none[0]]].path
+            raise CubeError(
+                f"by='time': {len(none)} samples, the first in {path}, have no date; split them by "
+                "block or aoi"
+            )
         return np.floor((start + end) / 2 / days).astype(np.int64)[:, None], f"blocks of {days:g} D"
     bounds = samples.bounds()
-    edge = float(block) if block is not None else 4 * float(bounds[0, 2] - bounds[0, 0])
-    if not edge > 0:
-        raise CubeError(f"block={block!r} is no positive number of metres")
+    edge = 4 * float(bounds[0, 2] - bounds[0, 0])
+    if block is not None:
+        edge = _metres("block", block)
+        if edge == 0:
+            raise CubeError("block=0: blocks have an edge of more than 0 metres")
     crs = np.unique(np.array([s.crs for s in samples.stores]), return_inverse=True)[1][store]
     x, y = (bounds[:, 0] + bounds[:, 2]) / 2, (bounds[:, 1] + bounds[:, 3]) / 2
     cells = [crs, np.floor(x / edge), np.floor(y / edge)]
@@ -187,16 +207,41 @@ def _buffered(samples: Samples, side: np.ndarray, by: str, gap: float) -> np.nda
     return keep
 
 
-def _metres(buffer: float | str) -> float:
+def _metres(name: str, value: Any) -> float:
     try:
-        value = float(buffer)
-    except ValueError as error:
+        metres = float(value)
+    except (TypeError, ValueError):
+        metres = math.nan
+    if not 0 <= metres < math.inf:
         raise CubeError(
-            f"buffer={buffer!r}: a number of metres (by='time': such as '3D')"
-        ) from error
-    if value < 0:
-        raise CubeError(f"buffer={buffer!r} is negative")
-    return value
+            f"{name}={value!r} is no distance: a number of metres, 0 or more (by='time' a length "
+            "such as '30D')"
+        )
+    return metres
+
+
+def _in_metres(samples: Samples) -> None:
+    """Raise CubeError where a store's grid is not in metres: distances are taken on the grid."""
+    for number in np.unique(samples.numbers):
+        store = samples.stores[number]
+        if not _of_metres(store.crs):
+            raise CubeError(
+                f"{store.path} lies in {store.crs}, whose units are not metres: blocks, buffers "
+                "and overlap are distances on the grid; split by='time', or write the cube on a "
+                "projected grid in metres, such as UTM"
+            )
+
+
+@lru_cache(maxsize=256)
+def _of_metres(crs: str) -> bool:
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        found = CRS(crs)
+    except CRSError:
+        return False
+    return found.is_projected and all(a.unit_conversion_factor == 1 for a in found.axis_info)
 
 
 def _near(first: Samples, second: Samples, distance: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from cubes import CubeError, Layout, Window, plan, split
 from cubes.sampling import index as indexes
 from cubes.sampling import pool as pools
 from cubes.sampling import stored as stores
-from cubes.sampling.sampleset import uniform
+from cubes.sampling.sampleset import Samples, uniform
 from cubes.sampling.splits import leaks
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
@@ -498,6 +498,58 @@ def test_split_errors(cube: Any) -> None:
         split(samples, by="place")  # type: ignore[arg-type]
     with pytest.raises(CubeError, match="metres"):
         split(samples, buffer="3D")
+
+
+def _in_crs(samples: Any, crs: str) -> Samples:
+    """Return samples whose store says it lies in another CRS."""
+    stores = [replace(s, crs=crs) for s in samples.stores]
+    return Samples(stores, samples.window, seed=0, table=samples._table, usable=samples._usable)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:2263", "None"], ids=["degrees", "feet", "none"])
+def test_splits_are_of_metres(cube: Any, crs: str) -> None:
+    """A millimetre is no thousandth of a degree: 111 m of overlap would count as touching."""
+    samples = _in_crs(plan(cube[0], Window(size=64, stride=32, dates=2)), crs)
+    for how in ({}, {"block": 0.006}, {"by": "aoi"}, {"block": 640, "buffer": 100}):
+        with pytest.raises(CubeError, match=rf"flat\.zarr.*{crs}.*metres"):
+            split(samples, fractions=(0.5, 0.5), **how)
+    with pytest.raises(CubeError, match=rf"flat\.zarr.*{crs}.*metres"):
+        leaks({"a": samples.take([0]), "b": samples.take([1])})
+
+
+def test_negative_and_senseless_distances_are_refused(cube: Any) -> None:
+    samples = plan(cube[0], Window(size=64, dates=2, period="10D"), max_gap=None)
+    for buffer in (-1, -1e-9, "-5", float("nan"), float("inf"), "3D", None):
+        with pytest.raises(CubeError, match=r"buffer=.*metres"):
+            split(samples, buffer=buffer)  # type: ignore[arg-type]
+        with pytest.raises(CubeError, match=r"buffer=.*metres"):
+            split(samples, by="aoi", buffer=buffer)  # type: ignore[arg-type]
+        with pytest.raises(CubeError, match=r"buffer=.*metres"):
+            leaks({"a": samples.take([0]), "b": samples.take([1])}, buffer=buffer)  # type: ignore[arg-type]
+    for block in (-640, 0, float("nan"), float("inf"), "30D", "-640"):
+        with pytest.raises(CubeError, match=r"block=.*metres"):
+            split(samples, block=block)
+    # by time a plain number would be nanoseconds
+    for length in ("-60D", "-1ns", -3, 3, 1.5, "3", "NaT", "soon", float("nan")):
+        with pytest.raises(CubeError, match=r"buffer=.*such as '30D'"):
+            split(samples, by="time", buffer=length)
+        with pytest.raises(CubeError, match=r"block=.*such as '30D'"):
+            split(samples, by="time", block=length)
+    with pytest.raises(CubeError, match=r"block='0D'.*such as '30D'"):
+        split(samples, by="time", block="0D")
+    for zero in (0, 0.0, "0D"):
+        parts = split(samples, by="time", block="10D", buffer=zero, fractions=(0.6, 0.4))
+        assert len(leaks(parts)) == 0
+    for length in ("3", "NaT", "-3D", ""):
+        with pytest.raises(CubeError, match=r"max_gap=.*such as '3D'"):
+            plan(cube[0], Window(size=64, dates=2), max_gap=length)
+
+
+def test_splits_by_time_need_dates(tmp_path: Path) -> None:
+    streams.write_store(tmp_path / "still.zarr", layers=("terrain/elevation",))
+    samples = plan(tmp_path / "still.zarr", Window(size=64, period="10D"))
+    with pytest.raises(CubeError, match=r"still\.zarr.*no date"):
+        split(samples, by="time", block="10D", fractions=(0.5, 0.5))
 
 
 def test_many_samples(cube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
