@@ -22,8 +22,8 @@ from cubes.zones import by_zone_of
 EQUAL_AREA = "EPSG:6933"
 """Cylindrical equal-area projection of the WGS84 ellipsoid: uniform there is uniform on Earth."""
 
-SOUTHERNMOST, NORTHERNMOST = -60.0, 80.0
-"""No land but Antarctica lies further south; north of it there is ice, and little of Sentinel-2."""
+SOUTHERNMOST, NORTHERNMOST = -60.0, 82.8
+"""No land but Antarctica lies further south; Sentinel-2 sees no further north."""
 
 PATCH = 2560.0
 """Edge of a patch in metres: 256 pixels of 10 m, one cell of the lattice."""
