@@ -271,17 +271,18 @@ def matches(
     placed = "place" in radar.columns and "place" in optical.columns
     by_place = optical.groupby("place", sort=False).indices if placed else {}
     every = np.arange(len(optical))
-    one, two = _identities(radar, when), _identities(optical, "time")
+    drawn = how == "random"
+    one, two = (_identities(t, at) if drawn else [] for t, at in ((radar, when), (optical, "time")))
     out = []
     for number, (label, row) in enumerate(radar.iterrows()):
-        near = by_place.get(row["place"], every[:0]) if placed else every
+        near = np.asarray(by_place.get(row["place"], every[:0])) if placed else every
         gaps = optical["time"].iloc[near] - row[when]
         close = np.flatnonzero(gaps.abs() <= limit)
         gap = gaps.to_numpy()[close]
         close = close[np.lexsort((gap, np.abs(gap)))]
         if how == "nearest":
             close = close[:1]
-        elif how == "random" and len(close):
+        elif drawn and len(close):
             # every pair has its own number, and the least one wins: who else is there tells nothing
             close = close[[int(np.argmin([_draw(seed, one[number], two[near[i]]) for i in close]))]]
         out += [
