@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cubes.sampling.stats import stats
     from cubes.sampling.withhold import withhold
     from cubes.store.ledger import load_plan
-    from cubes.store.verbs import open, repair, verify, write
+    from cubes.store.verbs import open, repair, resume, verify, write
     from cubes.types import (
         AOI,
         Access,
@@ -92,6 +92,7 @@ _HOMES = {
     "publish": "corpora.publishing",
     "rasterise": "fields.vectors",
     "repair": "store.verbs",
+    "resume": "store.verbs",
     "split": "sampling.samples",
     "stats": "sampling.stats",
     "valid": "cube",
@@ -141,6 +142,7 @@ __all__ = [
     "publish",
     "rasterise",
     "repair",
+    "resume",
     "split",
     "stats",
     "valid",

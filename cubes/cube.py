@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from cubes import physics, plans, registry
+from cubes import grants, physics, plans, registry
 from cubes.optical import composites
 from cubes.stac.arrays import lazy
-from cubes.types import TIME_COORDS, ArrayPlan, CubeError, Layer, Legend, Plan
+from cubes.types import TIME_COORDS, Access, ArrayPlan, CubeError, Layer, Legend, Plan
 
 BLOCK = 1024
 """Edge of a lazy chunk: two 512-px COG blocks. For 1,000 items x 12 bands of a 1,024-px cube this
@@ -19,14 +19,21 @@ builds 8x fewer tasks than 256-px chunks (DESIGN, Facts)."""
 
 
 def open_plan(plan: Plan, *, reader: Literal["odc", "stackstac"] = "odc") -> xr.DataTree:
-    """Return the lazy cube of a plan, see `open_aoi`; reads no pixel, searches nothing."""
+    """Return the lazy cube of a plan, see `open_aoi`; reads no pixel, searches nothing.
+
+    Raises
+    ------
+    CubeError
+        A plan read from a file, whose catalogue is not known here.
+    """
+    access = grants.granted(plan)
     groups: dict[str, dict[str, xr.DataArray]] = {}
     for array in plan.arrays:
         layer = array.layer
         if layer.derived_from:
             data = _derived(array, groups[layer.group], plan)
         else:
-            data = _physical(array, plan, reader)
+            data = _physical(array, plan, access, reader)
         groups.setdefault(layer.group, {})[layer.variable] = data
     tree: dict[str, xr.Dataset] = {"/": _root(plan)}
     for group, arrays in groups.items():
@@ -66,9 +73,11 @@ def _chunks(plan: Plan) -> tuple[int, int]:
     return min(rows, BLOCK), min(columns, BLOCK)
 
 
-def _physical(array: ArrayPlan, plan: Plan, reader: Literal["odc", "stackstac"]) -> xr.DataArray:
+def _physical(
+    array: ArrayPlan, plan: Plan, access: Access, reader: Literal["odc", "stackstac"]
+) -> xr.DataArray:
     layer = array.layer
-    work = lazy(array, plan.geobox, plan.access, chunks=_chunks(plan), reader=reader)
+    work = lazy(array, plan.geobox, access, chunks=_chunks(plan), reader=reader)
     if layer.kind in ("continuous", "phase"):
         data = work.map_blocks(physics.to_physical, layer, dtype="float32")
     else:

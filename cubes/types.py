@@ -176,6 +176,9 @@ class Plan:
     legends: tuple[Legend, ...] = ()
     """Of the class layers: with them a store says what its classes are wherever it is opened."""
 
+    trusted: bool = field(default=True, compare=False)
+    """Whether `access` counts: False for a plan read from a file, see `cubes.grants`."""
+
     def axis(self, layer: Layer) -> Axis | None:
         """Return the axis that `layer` is stacked along, or None for a static layer."""
         return next(
@@ -279,6 +282,7 @@ class Plan:
             access=Access(**{k: _tupled(v) for k, v in body["access"].items()}),
             attrs=body["attrs"],
             missing=tuple(body["missing"]),
+            trusted=False,
             legends=tuple(_legend_from_json(v) for v in body["legends"]),
         )
 
@@ -386,17 +390,22 @@ class Report:
     """Hash over every zarr.json and shard; set once sealed."""
 
     def __str__(self) -> str:
-        """Return one line for a person."""
+        """Return one line for a person: counts, the first failure's reason, what to do."""
         parts = [f"{self.store}: {self.state}", f"{self.written} written, {self.reused} reused"]
         if self.failed:
-            parts.append(f"{len(self.failed)} failed")
+            region, why = next(iter(self.failed.items()))
+            parts.append(f"{len(self.failed)} failed, first {region}: {why.strip()[:400]}")
         if self.damaged:
-            parts.append(f"{len(self.damaged)} damaged")
+            parts.append(f"{len(self.damaged)} damaged, first {self.damaged[0]}")
         if self.missing:
             parts.append(f"{len(self.missing)} assets missing and masked")
         if self.clipped:
             parts.append(f"{sum(self.clipped.values()):,} numbers clipped to their layer's range")
         parts.append(f"{self.pixels_read:,} px read, {self.bytes_written:,} bytes written")
+        if self.failed:
+            parts.append("run the same call again to try what failed once more")
+        if self.state == "damaged":
+            parts.append("cubes.repair(store) makes what is damaged again")
         return "; ".join(parts)
 
 

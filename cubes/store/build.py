@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cubes import physics
-from cubes.store import ledger, shards
+from cubes.store import disk, ledger, shards
 from cubes.store.layout import ArrayLayout, Region, region_arrays
 from cubes.store.ledger import Build, Record
 from cubes.types import CubeError, Plan
@@ -203,6 +203,7 @@ def _chunk(
 class _Object:
     """One object being written: chunks gathered in memory, or already in its half-written file."""
 
+    build: Build
     path: Path
     partial: Path
     lengths: list[int | None] = field(default_factory=list)
@@ -226,6 +227,7 @@ class _Object:
 
     def flush(self, *, sync: bool = False) -> None:
         """Append what waits to the half-written file."""
+        ledger.still(self.build)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         with self.partial.open("ab") as file:
             file.writelines(self.waiting)
@@ -237,11 +239,14 @@ class _Object:
     def finish(self, chunks: int | None) -> tuple[str, int] | None:
         """Complete the object (`chunks` per shard; None without shards); return hash and size."""
         if all(length is None for length in self.lengths):
+            ledger.still(self.build)
             self.path.unlink(missing_ok=True)
             return None
         if chunks is not None:
             self.put(shards.build_index([*self.lengths, *[None] * (chunks - len(self.lengths))]))
         self.flush(sync=True)
+        # a task outlives its writer: between the two, another run may have taken the store over
+        ledger.still(self.build)
         self.partial.replace(self.path)
         return self.digest.hexdigest(), self.size
 
@@ -249,8 +254,9 @@ class _Object:
 class _Writer:
     """The objects of one region, written together."""
 
-    def __init__(self, store: Path, region: Region, arrays: list[ArrayLayout]) -> None:
-        self.store, self.region, self.arrays = store, region, arrays
+    def __init__(self, build: Build, region: Region, arrays: list[ArrayLayout]) -> None:
+        self.build, self.region, self.arrays = build, region, arrays
+        self.store = build.store
         self.mark = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.open: dict[str, _Object] = {}
         self.waiting = 0
@@ -273,9 +279,9 @@ class _Writer:
 
     def _object(self, key: str) -> _Object:
         if key not in self.open:
-            path = self.store / key
+            path = disk.place(self.store, key)
             partial = path.with_name(f".{path.name}.{self.mark}{ledger.PARTIAL}")
-            self.open[key] = _Object(path=path, partial=partial)
+            self.open[key] = _Object(build=self.build, path=path, partial=partial)
         return self.open[key]
 
     def _finish(self, key: str, chunks: int | None) -> None:
@@ -338,15 +344,18 @@ def build_region(build: Build, region: Region, source: Pixels, crew: Crew) -> Re
     ------
     AssetReadError, OSError
         Reading failed for good; the disk is full. No object of the region is left half-written.
+    Superseded
+        Another run writes the store by now.
     Stopped
         The crew was told to stop.
     """
     began = time.monotonic()
     arrays = region_arrays(ledger.build_arrays(build), region)
-    writer = _Writer(build.store, region, arrays)
+    writer = _Writer(build, region, arrays)
     parts: list[_Encoded] = []
     try:
         for run, encoded in _in_order(source, arrays, region, crew):
+            ledger.still(build)
             writer.add(run, encoded)
             parts.append(encoded)
             if crew.tick:

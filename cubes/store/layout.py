@@ -19,6 +19,10 @@ Array = npt.NDArray[Any]
 NAME = re.compile(r"[A-Za-z0-9_-]+/[A-Za-z0-9_-]+")
 """Layer names become paths, also when a stranger's store is opened."""
 
+PART = re.compile(r"(?!__cubes__$|zarr\.json$)[\w+-][\w .:+-]{0,119}")
+"""So do those of groups, dimensions and coordinates. Those of a person's own cube may hold what
+other tools put there (``eo:cloud_cover``), but nothing that leads elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayLayout:
@@ -157,12 +161,21 @@ def array_layouts(plan: Plan, layout: Layout) -> dict[str, ArrayLayout]:
     Raises
     ------
     CubeError
-        A layer's stack dimension has no axis, or no steps; its name cannot be a path.
+        A layer's stack dimension has no axis, or no steps; its name, or one of an axis, cannot
+        be a path.
     """
     check_layout(layout)
-    out = {}
+    for each in plan.axes:
+        for name in (each.group, each.dim, *each.coords):
+            if not PART.fullmatch(name):
+                raise CubeError(
+                    f"{name!r}, of the axis {each.dim!r} of {each.group!r}, cannot be a name in a "
+                    "store; use letters, digits, - and _"
+                )
+    out: dict[str, ArrayLayout] = {}
     for array in plan.arrays:
-        if not NAME.fullmatch(array.layer.name):
+        group = array.layer.name.split("/")[0]
+        if not (NAME.fullmatch(array.layer.name) and PART.fullmatch(group)):
             raise CubeError(
                 f"layer name {array.layer.name!r} is not group/variable of letters, digits, - and _"
             )

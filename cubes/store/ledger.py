@@ -6,12 +6,13 @@
       zarr.json              root with consolidated metadata; written last: before the seal no Zarr
       s1/zarr.json           reader finds a group, so a half-written cube never looks whole
       s1/backscatter/zarr.json, c/0/0/0/0, ...
-      __cubes__/build.json   format, plan hash, layout, partition into regions
+      __cubes__/build.json   format, plan hash, layout, partition into regions, id of the run
                 plan.json    the plan; `resume` and `repair` need nothing else
                 regions/     one record per finished region, until the seal
                 table.npz    all records in one table, once sealed
                 valid.npz    layer -> valid pixels (step, patch row, patch column); ``patch``
-                sealed.json  hash over every object; its presence is the seal
+                sealed.json  hashes over every object, the counts and the build; its presence is
+                             the seal
                 lock         held by the one writer
 
 Plain readers never list ``__cubes__``: they take the consolidated metadata of the root.
@@ -23,11 +24,11 @@ import hashlib
 import io
 import json
 import os
-import socket
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cubes.reading.access import redact
+from cubes.store.disk import FOLDER as FOLDER
+from cubes.store.disk import PARTIAL as PARTIAL
+from cubes.store.disk import check_key as check_key
+from cubes.store.disk import file_sha256 as file_sha256
+from cubes.store.disk import lock as lock
+from cubes.store.disk import sha256 as sha256
+from cubes.store.disk import store_path as store_path
+from cubes.store.disk import sweep as sweep
+from cubes.store.disk import sync_folder as sync_folder
+from cubes.store.disk import write_atomic as write_atomic
 from cubes.store.layout import (
     ArrayLayout,
     Region,
@@ -46,77 +56,6 @@ from cubes.store.layout import (
 )
 from cubes.store.layout import regions as all_regions
 from cubes.types import FORMAT_VERSION, CubeError, Layout, Plan
-
-FOLDER = "__cubes__"
-PARTIAL = ".partial"
-"""Ending of files being written; swept when the next writer starts."""
-
-
-# ---------------------------------------------------------------------------------------- files
-
-
-def store_path(store: str | os.PathLike[str]) -> Path:
-    """Return `store` as a path.
-
-    Raises
-    ------
-    CubeError
-        A URL: cubes are written to and read from folders.
-    """
-    text = os.fspath(store)
-    if "://" in text:
-        raise CubeError(
-            f"a store is a folder, not a URL: {redact(text)!r}; write to a local folder and "
-            "copy it whole (a sealed cube is plain files)"
-        )
-    return Path(text)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds all of it or what it held before, power loss included."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames in `folder` survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep(store: Path) -> int:
-    """Remove files that a killed writer left half-written; return how many. Needs the lock."""
-    swept = 0
-    for folder, _, names in os.walk(store):
-        for name in names:
-            if name.endswith(PARTIAL):
-                Path(folder, name).unlink(missing_ok=True)
-                swept += 1
-    return swept
-
-
-def sha256(data: bytes) -> str:
-    """Return the SHA-256 of `data`, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 # ---------------------------------------------------------------------------------------- build
 
@@ -132,6 +71,19 @@ class Build:
     """Patches per region edge for each ``group.dim``."""
     source: str
     """``plan``: pixels come from assets; ``tree <hash>``: from a person's own DataTree."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of the run that may write here, drawn at random; under no hash."""
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What ``build.json`` says, without the run: the same for the same store."""
+        return {
+            "format": FORMAT_VERSION,
+            "plan_sha256": self.plan_sha256,
+            "layout": asdict(self.layout),
+            "span": dict(self.span),
+            "source": self.source,
+        }
 
     @property
     def folder(self) -> Path:
@@ -193,20 +145,44 @@ def load_build(store: str | os.PathLike[str]) -> Build:
         layout=Layout(**body["layout"]),
         span=body["span"],
         source=body["source"],
+        id=body.get("id", ""),
     )
 
 
 def save_build(build: Build, plan: Plan) -> None:
     """Start a store: write its plan, then what makes it a store."""
-    body = {
-        "format": FORMAT_VERSION,
-        "plan_sha256": build.plan_sha256,
-        "layout": asdict(build.layout),
-        "span": dict(build.span),
-        "source": build.source,
-    }
     write_atomic(build.folder / "plan.json", plan.to_json().encode())
-    write_atomic(build.folder / "build.json", json.dumps(body, sort_keys=True).encode())
+    _save_body(build)
+
+
+def _save_body(build: Build) -> None:
+    body = json.dumps(build.body | {"id": build.id}, sort_keys=True)
+    write_atomic(build.folder / "build.json", body.encode())
+
+
+def renew(build: Build) -> Build:
+    """Return the build under a new id: what still runs of earlier runs stops before it writes."""
+    out = replace(build, id=uuid.uuid4().hex)
+    _save_body(out)
+    return out
+
+
+class Superseded(CubeError):
+    """Another run writes the store by now: this one must not touch it again."""
+
+
+def still(build: Build) -> None:
+    """Raise Superseded unless the store is still that of this run; asked before every rename."""
+    try:
+        body = json.loads((build.folder / "build.json").read_text(encoding="utf-8"))
+        found = body.get("id", "")
+    except (OSError, ValueError):
+        found = None
+    if found != build.id:
+        raise Superseded(
+            f"{build.store} belongs to another run by now (this one was interrupted, or the cube "
+            "was replaced): nothing more is written from here"
+        )
 
 
 def load_plan(store: str | os.PathLike[str]) -> Plan:
@@ -245,11 +221,18 @@ class Record:
 
 
 def save_record(build: Build, record: Record) -> None:
-    """Write the record of a finished region; from then on the region is done."""
+    """Write the record of a finished region; from then on the region is done.
+
+    Raises
+    ------
+    Superseded
+        Another run writes the store by now.
+    """
     body = asdict(record)
     body["valid"] = {k: [list(v.shape), v.ravel().tolist()] for k, v in record.valid.items()}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     path = build.folder / "regions" / f"{record.region}.json"
+    still(build)
     write_atomic(path, text.encode())
     sync_folder(path.parent)
 
@@ -280,31 +263,49 @@ class Table:
 
 
 def load_table(build: Build) -> Table:
-    """Return everything that is done: the sealed table, then newer records over it."""
+    """Return everything that is done: the sealed table, then newer records over it.
+
+    A table that cannot be read counts as nothing done, as a torn record does.
+    """
     arrays = build_arrays(build)
-    table = Table(
+    table = _sealed_table(build, arrays) or Table(
         valid={n: np.zeros((a.steps, *patch_grid(a)), np.uint32) for n, a in arrays.items()}
     )
-    file = build.folder / "table.npz"
-    if file.exists():
-        folder = build.folder
-        with np.load(file) as saved, np.load(folder / "valid.npz") as counts:
-            table.done = set(saved["regions"].tolist())
+    by_id = {r.id: r for r in build_regions(build)}
+    for path in records(build):
+        record = _load_record(path)
+        if record and record.plan_sha256 == build.plan_sha256 and record.region in by_id:
+            add_record(table, arrays, by_id[record.region], record)
+    return table
+
+
+def records(build: Build) -> list[Path]:
+    """Return the records of regions finished since the seal, or since the start."""
+    return sorted((build.folder / "regions").glob("*.json"))
+
+
+def _sealed_table(build: Build, arrays: Mapping[str, ArrayLayout]) -> Table | None:
+    """Return the table alone, or None where there is none that can be read."""
+    out = Table()
+    try:
+        with (
+            np.load(build.folder / "table.npz") as saved,
+            np.load(build.folder / "valid.npz") as counts,
+        ):
+            out.done = set(saved["regions"].tolist())
             shas = [row.tobytes().hex() for row in saved["object_sha256"]]
             sizes = saved["object_size"].tolist()
-            table.objects = dict(
+            out.objects = dict(
                 zip(saved["object_key"].tolist(), zip(shas, sizes, strict=True), strict=True)
             )
-            for name in table.valid:
-                table.valid[name] = counts[name]
-    folder = build.folder / "regions"
-    if folder.is_dir():
-        by_id = {r.id: r for r in build_regions(build)}
-        for path in sorted(folder.glob("*.json")):
-            record = _load_record(path)
-            if record and record.plan_sha256 == build.plan_sha256 and record.region in by_id:
-                add_record(table, arrays, by_id[record.region], record)
-    return table
+            for name, array in arrays.items():
+                part = counts[name].astype(np.uint32)
+                out.valid[name] = part.reshape((array.steps, *patch_grid(array)))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    for key in out.objects:
+        check_key(key)
+    return out
 
 
 def add_record(
@@ -356,12 +357,18 @@ def tree_sha256(objects: Mapping[str, tuple[str, int]]) -> str:
 
 def seal(build: Build, table: Table) -> str:
     """Compact the records into one table and seal the store; return the tree hash."""
-    save_table(build, table)
     tree = tree_sha256(table.objects)
+    old = sealed(build)
+    if old is not None and old["tree_sha256"] != tree:
+        # a kill from here on must find a store not finished, not one that contradicts its seal
+        (build.folder / "sealed.json").unlink()
+    save_table(build, table)
     body = {
         "format": FORMAT_VERSION,
         "plan_sha256": build.plan_sha256,
         "tree_sha256": tree,
+        "build_sha256": _body_sha256(build),
+        "valid_sha256": file_sha256(build.folder / "valid.npz"),
         "objects": len(table.objects),
         "bytes": sum(size for _, size in table.objects.values()),
         "regions": len(table.done),
@@ -369,9 +376,13 @@ def seal(build: Build, table: Table) -> str:
     write_atomic(build.folder / "sealed.json", json.dumps(body, sort_keys=True).encode())
     sync_folder(build.folder)
     # only now: until the seal stands, a kill must find the records
-    for path in (build.folder / "regions").glob("*.json"):
+    for path in records(build):
         path.unlink()
     return tree
+
+
+def _body_sha256(build: Build) -> str:
+    return sha256(json.dumps(build.body, sort_keys=True).encode())
 
 
 def sealed(build: Build) -> dict[str, Any] | None:
@@ -383,32 +394,51 @@ def sealed(build: Build) -> dict[str, Any] | None:
     return body
 
 
-@contextmanager
-def lock(store: Path) -> Iterator[None]:
-    """Hold the store's write lock; the system frees it when the process dies, however it dies.
+def broken(build: Build) -> list[str]:
+    """Return the keys of the ledger's files that are not those of the seal; none without a seal.
+
+    The tree hash in the seal is the cube's name in samples and corpora: here it is computed from
+    the table again. Seals made before the counts and the build were hashed lack those hashes.
+    """
+    found = sealed(build)
+    if found is None:
+        return []
+    out = []
+    if found.get("build_sha256", now := _body_sha256(build)) != now:
+        out.append("build.json")
+    table = _sealed_table(build, build_arrays(build))
+    if table is None or tree_sha256(table.objects) != found["tree_sha256"]:
+        out.append("table.npz")
+    valid = build.folder / "valid.npz"
+    if not valid.exists() or found.get("valid_sha256", now := file_sha256(valid)) != now:
+        out.append("valid.npz")
+    return [f"{FOLDER}/{name}" for name in out]
+
+
+def proved(build: Build) -> dict[str, Any]:
+    """Return the seal of a finished store, after checking the ledger against it.
 
     Raises
     ------
     CubeError
-        Another process (or thread) is writing this store.
+        Not finished; a ledger that is not the one that was sealed.
     """
-    import fcntl
+    found = sealed(build)
+    if found is None:
+        raise CubeError(f"{build.store} is not finished (not sealed): run cubes.write again")
+    refuse_broken(build)
+    return found
 
-    path = store / FOLDER / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise CubeError(
-                f"{store} is being written by {holder}; wait for it, or write to another path"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
+
+def refuse_broken(build: Build) -> None:
+    """Raise CubeError if the ledger is not the one that was sealed."""
+    wrong = broken(build)
+    if wrong:
+        raise CubeError(
+            f"{build.store}: {', '.join(wrong)} changed after the cube was sealed, so its hash "
+            "proves nothing; cubes.repair(store) makes the cube again from its sources, or take a "
+            "fresh copy of it"
+        )
 
 
 # ------------------------------------------------------------------------------- what is in there

@@ -8,7 +8,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
@@ -19,7 +19,7 @@ from cubes.store import ledger
 from cubes.store.build import Crew, Pixels, PlanPixels, build_region
 from cubes.store.layout import Region
 from cubes.store.ledger import Build, Record
-from cubes.types import CubeError, Progress
+from cubes.types import Access, CubeError, Progress
 
 DRIVERS = 2
 """Regions in flight at once in one process: while one waits for its last step, the next reads."""
@@ -27,6 +27,8 @@ DRIVERS = 2
 STEP_COPIES = 4
 """Times a step's working numbers are held while it is read, converted and encoded (measured: 3 to
 4 on 2,048 px with ten bands)."""
+LEAVE = 10.0
+"""Seconds given to running tasks of a cluster to end when their writer is interrupted."""
 HOPELESS = 8
 """Failed regions, and none written, after which a run ends: a wrong token or a dead server fails
 each region only after its retries, and a large cube has thousands."""
@@ -111,6 +113,8 @@ def _settle(error: BaseException | None, future: Any, region: Region, tally: Tal
     """Enter a finished region; a source's failure is noted, anything else ends the run."""
     if error is None:
         tally.written.append(future.result())
+    elif isinstance(error, ledger.Superseded):
+        raise error
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         raise OSError(
             error.errno,
@@ -127,29 +131,35 @@ def _settle(error: BaseException | None, future: Any, region: Region, tally: Tal
 # ----------------------------------------------------------------------------------------- dask
 
 
-def _dask_region(store: str, region: Region, plan_sha256: str) -> Record:
-    """Write one region in a dask worker: the plan is read from the store, once per process."""
-    build = ledger.load_build(store)
-    if build.plan_sha256 != plan_sha256:
-        raise CubeError(f"{store} changed its plan while it was being written")
-    source = PlanPixels(plan=ledger.build_plan(build), arrays=ledger.build_arrays(build))
+def _dask_region(build: Build, region: Region, access: Access) -> Record:
+    """Write one region in a dask worker: the plan is read from the store, once per process.
+
+    What may be read comes with the task: the store's own word for it does not count.
+    """
+    ledger.still(build)
+    plan = replace(ledger.build_plan(build), access=access)
+    source = PlanPixels(plan=plan, arrays=ledger.build_arrays(build))
     with ThreadPoolExecutor(2, thread_name_prefix="cubes-step") as pool:
         return build_region(build, region, source, Crew(pool=pool))
 
 
-def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally) -> None:
-    """Write regions on a dask cluster: futures, at most two per slot in flight, no large graph."""
+def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally, access: Access) -> None:
+    """Write regions on a dask cluster: futures, at most two per slot in flight, no large graph.
+
+    However it ends, tasks still running are told to stop, and waited for `LEAVE` seconds: one that
+    hangs longer in a read finds the store taken from it when it wants to write.
+    """
     from distributed import as_completed
 
     mark = uuid.uuid4().hex[:8]
     waiting = list(reversed(todo))
-    store = str(build.store.resolve())
+    there = replace(build, store=build.store.resolve())
     live: dict[str, tuple[Any, Region]] = {}
 
     def submit() -> Any:
         region = waiting.pop()
         key = f"cubes-write-{mark}-{region.id}"
-        future = client.submit(_dask_region, store, region, build.plan_sha256, key=key, pure=False)
+        future = client.submit(_dask_region, there, region, access, key=key, pure=False)
         live[key] = (future, region)
         return future
 
@@ -166,7 +176,20 @@ def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally) -> None
                 flying.add(submit())
     finally:
         if live:
-            client.cancel([future for future, _ in live.values()])
+            _leave(build, client, [future for future, _ in live.values()])
+
+
+def _leave(build: Build, client: Any, futures: list[Any]) -> None:
+    """Take the store from the tasks still running, wait for them a little, and cancel them."""
+    from distributed import wait as finished
+
+    ledger.renew(build)
+    try:
+        finished(futures, timeout=LEAVE)  # type: ignore[no-untyped-call]
+    except (TimeoutError, OSError):
+        pass  # they hang in a read, or the cluster is gone; neither can write any more
+    finally:
+        client.cancel(futures)
 
 
 def slots(client: Any) -> int:

@@ -15,14 +15,14 @@ import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from cubes import physics, registry, schema
+from cubes import grants, physics, registry, schema
 from cubes.cube import legends_of
 from cubes.reading.access import redact, signed
 from cubes.store import ledger
 from cubes.store.build import Pixels, PlanPixels, window
 from cubes.store.layout import ArrayLayout, Region, axis_name, region_arrays, spans
 from cubes.store.ledger import Build
-from cubes.types import STACK_DIMS, ArrayPlan, Axis, CubeError, Layer, Plan
+from cubes.types import STACK_DIMS, Access, ArrayPlan, Axis, CubeError, Layer, Plan
 
 Array = npt.NDArray[Any]
 
@@ -59,13 +59,15 @@ class PlanSource:
     """A plan: its pixels come from assets, so any process can read them."""
 
     plan: Plan
+    access: Access
+    """What may be read for it, which is not what a plan in a stranger's store says."""
     name: str = "plan"
     remote: bool = True
 
     def pixels(self, arrays: dict[str, ArrayLayout], client: Any) -> Pixels:
         """Return the reader of stored numbers."""
         del client
-        return PlanPixels(plan=self.plan, arrays=arrays)
+        return PlanPixels(plan=replace(self.plan, access=self.access), arrays=arrays)
 
     def spans(self, arrays: dict[str, ArrayLayout], slots: int) -> dict[str, int]:
         """Return patches per region edge."""
@@ -78,19 +80,26 @@ def source(what: Any) -> CubeSource:
     Raises
     ------
     CubeError
-        Neither a plan, nor something with ``plan()``, nor a DataTree that is a cube.
+        Neither a plan, nor something with ``plan()``, nor a DataTree that is a cube; a plan read
+        from a file whose catalogue is not known here.
     """
     if isinstance(what, Plan):
-        return PlanSource(plan=_storable(what))
+        return _plan_source(what, None)
     if isinstance(what, xr.DataTree):
         schema.check(what)
         return TreeSource(plan=tree_plan(what), tree=what, name=f"tree {fingerprint(what)}")
     if callable(getattr(what, "plan", None)):
-        return PlanSource(plan=_storable(what.plan()))
+        return _plan_source(what.plan(), None)
     raise CubeError(
         f"cannot write a {type(what).__name__}; give a Request, a Plan or an xarray.DataTree "
         "(for a Dataset: xarray.DataTree.from_dict({'s2': dataset}))"
     )
+
+
+def _plan_source(plan: Plan, by: grants.Voucher) -> PlanSource:
+    out = PlanSource(plan=_storable(plan), access=grants.granted(plan, by))
+    grants.remember(plan)
+    return out
 
 
 def _storable(plan: Plan) -> Plan:
@@ -119,20 +128,23 @@ def _storable(plan: Plan) -> Plan:
     return plan
 
 
-def again(build: Build, what: xr.DataTree | None) -> CubeSource:
+def again(
+    build: Build, what: xr.DataTree | None = None, access: grants.Voucher = None
+) -> CubeSource:
     """Return the source that `build` was written from, to mend it.
 
     Raises
     ------
     CubeError
-        The cube came from a DataTree and `what` is missing or another one.
+        The cube came from a DataTree and `what` is missing or another one; nobody vouches for the
+        addresses in the plan, see `cubes.grants.granted`.
     """
     if build.source == "plan":
-        return PlanSource(plan=ledger.build_plan(build))
+        return _plan_source(ledger.build_plan(build), access)
     if what is None:
         raise CubeError(
-            f"{build.store} was written from a DataTree, so it can only be repaired from it: "
-            "cubes.repair(store, source=tree)"
+            f"{build.store} was written from a DataTree, so it can only be finished with "
+            "cubes.write(tree, store), and repaired with cubes.repair(store, source=tree)"
         )
     found = source(what)
     if found.name != build.source or found.plan.sha256 != build.plan_sha256:

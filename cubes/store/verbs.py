@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import xarray as xr
 
+from cubes.grants import Voucher
+from cubes.store import begin, disk, ledger, metadata, opened, run, swap, tree
 from cubes.store import layout as layouts
-from cubes.store import ledger, metadata, opened, run, tree
-from cubes.store.layout import Region
+from cubes.store.layout import ArrayLayout, Region
 from cubes.store.ledger import Build, Table
 from cubes.store.tree import CubeSource
-from cubes.types import CubeError, Layout, Plan, Progress, Report
+from cubes.types import CubeError, Layout, Progress, Report
 
 StorePath = str | os.PathLike[str]
 
@@ -39,7 +39,8 @@ def write(
     Parameters
     ----------
     source : Plan, Request or xarray.DataTree
-        A plan, anything with ``plan()``, or your own cube in physical units (`cubes.check`).
+        A plan, anything with ``plan()``, or your own cube in physical units (`cubes.check`; of a
+        group of your own its layers and coordinates are kept, not the attributes of the group).
     store : path
         Folder of the cube. A second run with the same source writes only what is missing; a sealed
         cube is left alone: no pixel is read or written.
@@ -51,159 +52,128 @@ def write(
     progress : bool or callable, optional
         True draws a bar on standard error; a callable gets (done, total, what).
     force : bool
-        Replace a cube of another plan or layout that lies in `store`.
+        Replace a cube of another plan or layout that lies in `store`. The new one is built beside
+        it (``<store>.new``, so there must be room for both) and takes its place once it is whole:
+        until then, and if its source fails, the old one stays as it is.
 
     Returns
     -------
     Report
         ``state`` is ``sealed``, or ``partial`` where regions failed (``failed`` says why; the
-        others are kept, and a second run tries the rest).
+        others are kept, and a second run tries the rest); ``store`` is then the folder beside,
+        where another cube was to be replaced.
 
     Raises
     ------
     CubeError
-        `store` holds something else, is being written, or was written by a newer version.
+        `store` holds something else, is being written, or was written by a newer version; its
+        ledger is not the one that was sealed; a plan read from a file is of a catalogue that is
+        not known here.
     OSError
         The disk is full; what is written stays valid.
     """
     began = time.monotonic()
     work = tree.source(source)
     path = ledger.store_path(store)
-    with _writing(path):
-        build = _start(path, work, layout, force=force, slots=run.slots(client))
-        table = ledger.load_table(build)
-        todo = [r for r in ledger.build_regions(build) if not _whole(build, table, r)]
-        seal = ledger.sealed(build)
-        if seal and not todo and _metadata_whole(build, table):
-            return Report(
-                store=str(path),
-                state="sealed",
-                reused=len(table.done),
-                missing=work.plan.missing,
-                seconds=time.monotonic() - began,
-                tree_sha256=seal["tree_sha256"],
+    with begin.writing(path):
+        build, instead = begin.start(path, work, layout, force=force, slots=run.slots(client))
+        if instead:
+            with begin.writing(swap.beside(path)):
+                new, other = begin.start(
+                    swap.beside(path), work, build.layout, force=True, slots=run.slots(client)
+                )
+                if other:
+                    begin.fresh(new, work.plan)
+                report = _finish(new, lambda: work, client=client, progress=progress)
+                report = _switched(report, path)
+        else:
+            report = _finish(build, lambda: work, client=client, progress=progress)
+    return replace(report, seconds=time.monotonic() - began)
+
+
+def resume(
+    store: StorePath,
+    *,
+    client: Any = None,
+    progress: bool | Progress | None = None,
+    access: Voucher = None,
+) -> Report:
+    """Return a report, after finishing an interrupted `write` as it was planned.
+
+    The catalogue is not searched again, so what it gained meanwhile is left out: the plan in the
+    store says what is to be read. A replacement begun with ``write(..., force=True)`` is finished
+    and takes the cube's place.
+
+    Parameters
+    ----------
+    store : path
+        Folder of the cube.
+    client, progress
+        As for `write`.
+    access : str, Path, Catalog or Access, optional
+        Who vouches for what the plan reads, since a store is never taken at its own word: a
+        catalogue by name or file or as a row, or an `Access`. Default: the catalogue that the plan
+        names, if it is a shipped one or made known with `cubes.add`; a plan that this process
+        wrote itself is known.
+
+    Returns
+    -------
+    Report
+        As of `write`.
+
+    Raises
+    ------
+    CubeError
+        Not a cube; one written from a DataTree (`write` it again); nobody vouches for its plan.
+    """
+    began = time.monotonic()
+    path = ledger.store_path(store)
+    swap.settle(path)
+    ledger.load_build(path)  # not a cube: say so before a lock is put there
+    with begin.writing(path):
+        new = swap.begun(path)
+        with begin.writing(new) if new else nullcontext():
+            build = begin.found(new or path)
+            assert build is not None, "read above, under our lock"
+            report = _finish(
+                build, lambda: tree.again(build, access=access), client=client, progress=progress
             )
-        report = _run(build, work, todo, client=client, progress=progress)
-    return replace(report, missing=work.plan.missing, seconds=time.monotonic() - began)
+            if new:
+                report = _switched(report, path)
+    return replace(report, seconds=time.monotonic() - began)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Hold the store's lock; a folder made for it goes away again if nothing came of it."""
-    _refuse_foreign(path)
-    made = not path.exists()
-    with ledger.lock(path):
-        try:
-            yield
-        finally:
-            if made and not (path / ledger.FOLDER / "build.json").exists():
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _refuse_foreign(path: Path) -> None:
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise CubeError(f"{path} is a file; give a folder for the cube, such as {path}.zarr")
-    if (path / ledger.FOLDER).exists():
-        return
-    if any(path.iterdir()):
-        raise CubeError(
-            f"{path} exists and is not a cube written by cubes.write; it is left alone, also with "
-            "force=True: choose another path or move it away yourself"
+def _finish(
+    build: Build,
+    work: Callable[[], CubeSource],
+    *,
+    client: Any,
+    progress: bool | Progress | None,
+) -> Report:
+    """Write what is missing in a store; nothing where nothing is."""
+    ledger.refuse_broken(build)
+    table = ledger.load_table(build)
+    todo = [r for r in ledger.build_regions(build) if not _whole(build, table, r)]
+    seal = ledger.sealed(build)
+    missing = ledger.build_plan(build).missing
+    if seal and not todo and not ledger.records(build) and _metadata_whole(build, table):
+        return Report(
+            store=str(build.store),
+            state="sealed",
+            reused=len(table.done),
+            missing=missing,
+            tree_sha256=seal["tree_sha256"],
         )
+    source = work() if todo else None
+    return replace(_run(build, source, todo, client=client, progress=progress), missing=missing)
 
 
-def _start(
-    path: Path, work: CubeSource, layout: Layout | None, *, force: bool, slots: int
-) -> Build:
-    """Return the store's build: as found if it is this plan's, else started here."""
-    there = (path / ledger.FOLDER / "build.json").exists()
-    found = ledger.load_build(path) if there else None
-    wanted_layout = layout or (found.layout if found and not force else Layout())
-    plan = work.plan
-    arrays = layouts.array_layouts(plan, wanted_layout)
-    wanted = Build(
-        store=path,
-        plan_sha256=plan.sha256,
-        layout=wanted_layout,
-        span=work.spans(arrays, slots),
-        source=work.name,
-    )
-    if found is not None:
-        differs = _differences(found, wanted, plan)
-        if not differs:
-            if ledger.sealed(found) is None:
-                ledger.sweep(path)
-            return found
-        if not force:
-            raise CubeError(
-                f"{path} holds another cube: {'; '.join(differs)}. Write to another path, or "
-                "replace it with force=True"
-            )
-    _check_writable(path)
-    _empty(path)
-    first, _ = metadata.metadata(plan, wanted_layout)
-    for key, data in first.items():
-        ledger.write_atomic(path / key, data)
-    ledger.save_build(wanted, plan)
-    return wanted
-
-
-def _check_writable(path: Path) -> None:
-    if not os.access(path, os.W_OK):
-        raise CubeError(f"cannot write to {path}: permission denied; choose another path")
-
-
-def _empty(path: Path) -> None:
-    """Take a cube out of `path`, the seal first, keeping the lock that we hold."""
-    folder = path / ledger.FOLDER
-    for name in ("sealed.json", "build.json"):
-        (folder / name).unlink(missing_ok=True)
-    for entry in [*path.iterdir(), *folder.iterdir()]:
-        if entry in (folder, folder / "lock"):
-            continue
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
-def _differences(found: Build, wanted: Build, plan: Plan) -> list[str]:
-    """Say in what way the store's plan and layout are not the wanted ones."""
-    out = []
-    if found.layout != wanted.layout:
-        out.append(f"its layout is {found.layout}, asked for {wanted.layout}")
-    if found.source != wanted.source:
-        kinds = [s.split()[0] for s in (found.source, wanted.source)]
-        out.append(
-            "its pixels come from other data"
-            if kinds[0] == kinds[1]
-            else f"its pixels come from a {kinds[0]}, not a {kinds[1]}"
-        )
-    if found.plan_sha256 == wanted.plan_sha256:
-        return out
-    old = ledger.build_plan(found)
-    if old.geobox != plan.geobox:
-        out.append(f"its grid is {_grid(old)}, asked for {_grid(plan)}")
-    names = [{a.layer.name for a in p.arrays} for p in (old, plan)]
-    if names[0] != names[1]:
-        out.append(f"its layers are {_list(names[0])}, asked for {_list(names[1])}")
-    for axis in plan.axes:
-        other = next((a for a in old.axes if (a.group, a.dim) == (axis.group, axis.dim)), None)
-        if other is not None and other != axis:
-            out.append(
-                f"its {axis.group} has {len(other)} steps along {axis.dim}, asked for {len(axis)}"
-                if len(other) != len(axis)
-                else f"its {axis.group} has other steps along {axis.dim}"
-            )
-    return out or ["its items, assets or options are not those asked for"]
-
-
-def _grid(plan: Plan) -> str:
-    box = plan.geobox
-    return f"{box.shape[0]} x {box.shape[1]} px of {abs(box.resolution.x):g} in {box.crs}"
-
-
-def _list(names: set[str]) -> str:
-    return ", ".join(sorted(names))
+def _switched(report: Report, path: Path) -> Report:
+    """Put a cube that is whole in the place of the one at `path`, which else stays."""
+    if report.state != "sealed":
+        return report
+    swap.switch(path)
+    return replace(report, store=str(path))
 
 
 # ------------------------------------------------------------------------- what is done already
@@ -236,29 +206,42 @@ def _is_pixels(key: str, build: Build) -> bool:
     return any(key.startswith(f"{name}/c/") for name in ledger.build_arrays(build))
 
 
+def _pixel_keys(build: Build) -> Iterator[str]:
+    arrays = ledger.build_arrays(build)
+    for region in ledger.build_regions(build):
+        yield from _region_keys(arrays, region)
+
+
+def _region_keys(arrays: dict[str, ArrayLayout], region: Region) -> Iterator[str]:
+    for array in layouts.region_arrays(arrays, region):
+        yield from layouts.region_keys(array, region)
+
+
 # ------------------------------------------------------------------------------------------ run
 
 
 def _run(
     build: Build,
-    work: CubeSource,
+    work: CubeSource | None,
     todo: list[Region],
     *,
     client: Any,
     progress: bool | Progress | None,
 ) -> Report:
-    """Write the regions to do, seal if then all are done, and report."""
+    """Write the regions to do (from `work`), seal if then all are done, and report."""
+    build = ledger.renew(build)
     everything = ledger.build_regions(build)
     arrays = ledger.build_arrays(build)
     todo = sorted(todo, key=lambda r: -run.weight(build, r))
     steps = sum(r.steps[1] - r.steps[0] for r in todo)
     bar = run.Bar() if progress is True else None
     tally = run.Tally(total=steps, tell=bar or (None if isinstance(progress, bool) else progress))
+    pixels = work.pixels(arrays, client) if work else None
     try:
-        if client is not None and work.remote:
-            run.on_dask(build, todo, client, tally)
-        else:
-            run.in_threads(build, todo, work.pixels(arrays, client), tally)
+        if client is not None and isinstance(work, tree.PlanSource):
+            run.on_dask(build, todo, client, tally, work.access)
+        elif pixels is not None:
+            run.in_threads(build, todo, pixels, tally)
     finally:
         if bar:
             bar.close()
@@ -266,7 +249,7 @@ def _run(
         ledger.sweep(build.store)  # what workers left that died on the way
     table = ledger.load_table(build)
     tree_hash = None
-    if not tally.failed and len(table.done) == len(everything):
+    if not tally.failed and table.done.issuperset(r.id for r in everything):
         _write_metadata(build, table)
         tree_hash = ledger.seal(build, table)
     return Report(
@@ -278,6 +261,7 @@ def _run(
         pixels_read=sum(r.pixels_read for r in tally.written),
         bytes_written=sum(r.size for r in tally.written),
         retries=sum(r.retries for r in tally.written),
+        clipped=dict(getattr(pixels, "clipped", {})),
         tree_sha256=tree_hash,
     )
 
@@ -285,8 +269,10 @@ def _run(
 def _write_metadata(build: Build, table: Table) -> None:
     """Write (again) every object that is not pixels, the root last, and enter them in `table`."""
     first, last = metadata.metadata(ledger.build_plan(build), build.layout)
+    ours = set(_pixel_keys(build))
+    table.objects = {k: v for k, v in table.objects.items() if k in ours}
     for key, data in {**first, **last}.items():
-        path = build.store / key
+        path = disk.place(build.store, key)
         if not path.exists() or path.read_bytes() != data:
             ledger.write_atomic(path, data)
         table.objects[key] = (ledger.sha256(data), len(data))
@@ -345,13 +331,16 @@ def verify(store: StorePath, *, quick: bool = False) -> Report:
     Returns
     -------
     Report
-        ``damaged`` lists keys that are missing, changed, or there without a record; ``state`` is
-        ``damaged`` if there are any, else ``sealed`` or ``partial``.
+        ``damaged`` lists keys that are missing, changed, or there without a record, and files of
+        the ledger (``__cubes__/...``) that are not those that were sealed; ``state`` is
+        ``damaged`` if there are any, else ``sealed`` or ``partial``. Whether it is the cube that
+        somebody else means, ``tree_sha256`` says.
     """
     began = time.monotonic()
     build = ledger.load_build(store)
     table = ledger.load_table(build)
-    damaged = [k for k in sorted(table.objects) if not _intact(build, table, k, quick=quick)]
+    damaged = ledger.broken(build)
+    damaged += [k for k in sorted(table.objects) if not _intact(build, table, k, quick=quick)]
     for region in ledger.build_regions(build):
         if region.id in table.done:
             for array in layouts.region_arrays(ledger.build_arrays(build), region):
@@ -360,7 +349,10 @@ def verify(store: StorePath, *, quick: bool = False) -> Report:
                     k for k in keys if k not in table.objects and (build.store / k).exists()
                 ]
     seal = ledger.sealed(build)
-    whole: Literal["sealed", "partial"] = "sealed" if seal else "partial"
+    # regions written anew since the seal: a repair that was interrupted
+    whole: Literal["sealed", "partial"] = (
+        "sealed" if seal and not ledger.records(build) else "partial"
+    )
     return Report(
         store=str(build.store),
         state="damaged" if damaged else whole,
@@ -368,7 +360,7 @@ def verify(store: StorePath, *, quick: bool = False) -> Report:
         damaged=tuple(damaged),
         missing=ledger.build_plan(build).missing,
         seconds=time.monotonic() - began,
-        tree_sha256=seal["tree_sha256"] if seal and not damaged else None,
+        tree_sha256=seal["tree_sha256"] if seal and whole == "sealed" and not damaged else None,
     )
 
 
@@ -377,7 +369,13 @@ def _intact(build: Build, table: Table, key: str, *, quick: bool) -> bool:
     return _size(path) == size and (quick or ledger.file_sha256(path) == digest)
 
 
-def repair(store: StorePath, *, client: Any = None, source: xr.DataTree | None = None) -> Report:
+def repair(
+    store: StorePath,
+    *,
+    client: Any = None,
+    source: xr.DataTree | None = None,
+    access: Voucher = None,
+) -> Report:
     """Return a report, after writing again every region of which an object is damaged.
 
     Parameters
@@ -389,36 +387,45 @@ def repair(store: StorePath, *, client: Any = None, source: xr.DataTree | None =
     source : DataTree, optional
         The cube's own data, where it was written from a DataTree; a cube written from a plan is
         read again from its assets.
+    access : str, Path, Catalog or Access, optional
+        Who vouches for what its plan reads, see `resume`.
 
     Returns
     -------
     Report
-        ``written`` regions mended, ``damaged`` the keys found damaged.
+        ``written`` regions mended, ``damaged`` the keys found damaged. Where the ledger itself is
+        not the one that was sealed, every region is written again.
 
     Raises
     ------
     CubeError
-        A DataTree is needed, or the one given is not the one written.
+        A DataTree is needed, or the one given is not the one written; nobody vouches for the
+        plan; the store says no longer how it was begun.
     """
     began = time.monotonic()
-    build = ledger.load_build(store)
-    with ledger.lock(build.store):
-        ledger.sweep(build.store)
+    path = ledger.store_path(store)
+    swap.settle(path)
+    build = ledger.load_build(path)
+    with begin.writing(path):
+        ledger.sweep(path)
         found = verify(store)
         bad = set(found.damaged)
-        work = tree.again(build, source)
+        if not bad:
+            return replace(found, seconds=time.monotonic() - began)
+        if f"{ledger.FOLDER}/build.json" in bad:
+            raise CubeError(
+                f"{path}: {ledger.FOLDER}/build.json is not the one that was sealed, so how the "
+                "cube lies in its objects is not known; take a fresh copy of the store, or write "
+                "the cube again with force=True"
+            )
         arrays = ledger.build_arrays(build)
         table = ledger.load_table(build)
+        everything = any(k.startswith(f"{ledger.FOLDER}/") for k in bad)
         todo = [
             r
             for r in ledger.build_regions(build)
-            if r.id in table.done
-            and any(
-                bad.intersection(layouts.region_keys(a, r))
-                for a in layouts.region_arrays(arrays, r)
-            )
+            if everything or (r.id in table.done and bad.intersection(_region_keys(arrays, r)))
         ]
-        if not bad:
-            return replace(found, seconds=time.monotonic() - began)
+        work = tree.again(build, source, access) if todo else None
         report = _run(build, work, todo, client=client, progress=None)
     return replace(report, damaged=found.damaged, seconds=time.monotonic() - began)

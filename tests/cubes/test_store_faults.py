@@ -324,7 +324,7 @@ def test_a_dask_cluster_writes_the_same_bytes(
 
 SLOW_READS = """
 import time
-from cubes import build
+from cubes.store import build
 quick = build._read_block
 def slow(*args):
     time.sleep(0.2)
