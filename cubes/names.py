@@ -8,6 +8,7 @@ names of SEN12TS.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from dataclasses import dataclass
 
@@ -161,7 +162,22 @@ def _match(pattern: re.Pattern[str], text: str, what: str, example: str) -> dict
     found = pattern.fullmatch(text)
     if found is None:
         raise CubeError(f"{text!r} is not a {what} id such as {example}")
-    return found.groupdict()
+    parts = found.groupdict()
+    for part in parts.values():
+        if part is not None and not _possible(part):
+            raise CubeError(f"{text!r} is not a {what} id: there is no date or time {part!r}")
+    return parts
+
+
+def _possible(part: str) -> bool:
+    """Return False for what is written as a date or time and is none."""
+    if not re.fullmatch(r"\d{4}-?\d\d-?\d\d(T\d{6})?", part):
+        return True
+    try:
+        dt.datetime.fromisoformat(part)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_s2_product(text: str) -> S2Product:
@@ -170,15 +186,14 @@ def parse_s2_product(text: str) -> S2Product:
     Raises
     ------
     CubeError
-        Not such an id.
+        Not such an id; a date, time or relative orbit that there is not.
     """
-    g = _match(
-        _S2_PRODUCT,
-        text,
-        "Sentinel-2 product",
-        "S2A_MSIL2A_20230116T021341_N0509_R060_T50KPC_20230116T112621",
-    )
-    return S2Product(**{**g, "orbit": int(g["orbit"] or 0)})  # type: ignore[arg-type]
+    g = _match(_S2_PRODUCT, text, "Sentinel-2 product",
+               "S2A_MSIL2A_20230116T021341_N0509_R060_T50KPC_20230116T112621")  # fmt: skip
+    orbit = int(g["orbit"] or 0)
+    if not 1 <= orbit <= 143:
+        raise CubeError(f"{text!r} names relative orbit {orbit}; Sentinel-2 has 1 to 143")
+    return S2Product(**{**g, "orbit": orbit})  # type: ignore[arg-type]
 
 
 def parse_s2_datastrip(text: str) -> S2Datastrip:
@@ -189,12 +204,8 @@ def parse_s2_datastrip(text: str) -> S2Datastrip:
     CubeError
         Not such an id.
     """
-    g = _match(
-        _S2_DATASTRIP,
-        text,
-        "Sentinel-2 datastrip",
-        "S2B_OPER_MSI_L2A_DS_2BPS_20230820T124817_S20230820T094908_N05.09",
-    )
+    g = _match(_S2_DATASTRIP, text, "Sentinel-2 datastrip",
+               "S2B_OPER_MSI_L2A_DS_2BPS_20230820T124817_S20230820T094908_N05.09")  # fmt: skip
     return S2Datastrip(**g)  # type: ignore[arg-type]
 
 
@@ -206,12 +217,8 @@ def parse_s1_product(text: str) -> S1Product:
     CubeError
         Not such an id.
     """
-    g = _match(
-        _S1_PRODUCT,
-        text,
-        "Sentinel-1 product",
-        "S1A_IW_GRDH_1SDV_20220518T054334_20220518T054359_043261_052A9D_60B6",
-    )
+    g = _match(_S1_PRODUCT, text, "Sentinel-1 product",
+               "S1A_IW_GRDH_1SDV_20220518T054334_20220518T054359_043261_052A9D_60B6")  # fmt: skip
     return S1Product(**{**g, "orbit": int(g["orbit"] or 0)})  # type: ignore[arg-type]
 
 
@@ -382,12 +389,8 @@ def parse_s2_granule(text: str) -> S2Granule:
     CubeError
         Not such an id.
     """
-    g = _match(
-        _S2_GRANULE,
-        text,
-        "Sentinel-2 granule",
-        "S2A_OPER_MSI_L2A_TL_2APS_20240824T013055_A047900_T13TDE_N05.11",
-    )
+    g = _match(_S2_GRANULE, text, "Sentinel-2 granule",
+               "S2A_OPER_MSI_L2A_TL_2APS_20240824T013055_A047900_T13TDE_N05.11")  # fmt: skip
     return S2Granule(**{**g, "orbit": int(g["orbit"] or 0)})  # type: ignore[arg-type]
 
 
@@ -411,12 +414,8 @@ def parse_earth_engine(text: str) -> EarthEngineS2:
     CubeError
         Not such an id.
     """
-    g = _match(
-        _EARTH_ENGINE,
-        text,
-        "Earth Engine Sentinel-2",
-        "COPERNICUS/S2_SR/20230820T094549_20230820T094908_T33TWM",
-    )
+    g = _match(_EARTH_ENGINE, text, "Earth Engine Sentinel-2",
+               "COPERNICUS/S2_SR/20230820T094549_20230820T094908_T33TWM")  # fmt: skip
     return EarthEngineS2(**g)  # type: ignore[arg-type]
 
 

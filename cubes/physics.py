@@ -8,10 +8,16 @@ person's own cube does).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import numpy.typing as npt
 
 from cubes.types import ClearPolicy, CubeError, Layer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array = npt.NDArray[np.generic]
 
@@ -91,7 +97,8 @@ def decode(stored: Array, layer: Layer) -> Array:
         return stored.astype(np.float32, copy=False)
     # float64 inside: float32 arithmetic would make 1234 * 1e-4 - 0.1 differ by an ulp between
     # numpy, xarray's CF decoding and a GPU; rounding once keeps the readers equal to the bit.
-    values = (stored.astype(np.float64) * layer.scale + layer.offset).astype(np.float32)
+    # asarray: of one pixel arithmetic makes a scalar, which takes no assignment
+    values = np.asarray(stored.astype(np.float64) * layer.scale + layer.offset).astype(np.float32)
     values[~valid(stored, layer)] = np.nan
     return values
 
@@ -217,3 +224,40 @@ def sin_cos(phase: npt.ArrayLike) -> tuple[npt.NDArray[np.float32], npt.NDArray[
     """Return sine and cosine of a phase in radians, float32: the only way to average a phase."""
     angle = np.asarray(phase, np.float32)
     return np.sin(angle), np.cos(angle)
+
+
+def with_halo(
+    data: xr.DataArray, function: Callable[..., Any], halo: int, *, boundary: Any, dtype: Any
+) -> xr.DataArray:
+    """Return a function of (..., y, x) blocks that looks `halo` pixels around itself, lazily.
+
+    Parameters
+    ----------
+    data : DataArray
+        Dims ending in (y, x), numpy or dask.
+    function : callable
+        Takes and returns an array, same shape.
+    halo : int
+        Pixels it sees beyond its own; may be wider than the image.
+    boundary
+        What stands beyond the image.
+    dtype
+        Of the result.
+
+    Returns
+    -------
+    DataArray
+        On dask, in the chunks of `data`.
+    """
+    lazy = data if data.chunks is not None else data.chunk(dict.fromkeys(data.dims, "auto"))
+    # dask refuses a halo wider than the array, beyond which there is nothing to see
+    depth = {axis: min(halo, lazy.shape[axis]) for axis in (lazy.ndim - 2, lazy.ndim - 1)}
+    values = lazy.data.map_overlap(
+        function,
+        depth=depth,
+        boundary=boundary,
+        dtype=dtype,
+        meta=np.empty((0,) * lazy.ndim, dtype),
+    )
+    # neighbours narrower than the halo are joined for it: give back the chunks that came in
+    return lazy.copy(data=values.rechunk(lazy.chunks))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from cubes import grid, registry
-from cubes.types import CHANNEL_DIMS, STACK_DIMS, CubeError, Layer
+from cubes.types import CHANNEL_DIMS, STACK_DIMS, TIME_COORDS, CubeError, Layer
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -38,17 +38,18 @@ _NEEDED = {
     ("insar", "pair"): ("reference_time", "secondary_time", "temporal_baseline"),
     ("s2", "time"): ("platform",),
 }
-_TIMES = ("time", "reference_time", "secondary_time")
 _GRID = ("y", "x", "spatial_ref")
 
 
-def check(cube: xr.DataTree) -> None:
+def check(cube: xr.DataTree, *, values: bool = True) -> None:
     """Return nothing if a DataTree is a cube as documented.
 
     Parameters
     ----------
     cube : DataTree
         Groups of arrays in physical units.
+    values : bool
+        Look at values in memory, and not only at what stands around them.
 
     Raises
     ------
@@ -61,16 +62,21 @@ def check(cube: xr.DataTree) -> None:
         values are looked at while they are written.
     """
     found = list(_violations(cube))
+    if values:
+        found += values_of_other_units(cube, registry.layers())
     if found:
         raise CubeError("this is not a cube:\n- " + "\n- ".join(found))
 
 
 def outside(values: npt.NDArray[Any], layer: Layer) -> int:
-    """Return how many physical values lie outside a layer's range by more than a stored step."""
-    if layer.kind not in ("continuous", "phase"):
+    """Return how many physical values a layer would clip: outside its range by more than a step.
+
+    None where it is stored as floats, as in a lossless layout.
+    """
+    if layer.kind not in ("continuous", "phase") or np.dtype(layer.dtype).kind == "f":
         return 0
     low, high = layer.valid_range
-    slack = layer.scale if np.dtype(layer.dtype).kind in "iu" else 0.0
+    slack = layer.scale
     # NaN compares as False on both sides
     return int(np.count_nonzero((values < low - slack) | (values > high + slack)))
 
@@ -83,7 +89,7 @@ def wrong_values(values: npt.NDArray[Any], layer: Layer) -> str | None:
     values : array
         Any shape; NaN = nodata.
     layer : Layer
-        The row.
+        The row, as it is stored.
     """
     if layer.kind not in ("continuous", "phase"):
         return None
@@ -261,7 +267,7 @@ def _axis_violations(name: str, data: xr.Dataset) -> Iterable[str]:
             yield f"{dim} of {name!r} holds {twice} more than once; leave one of them out"
         elif dim in ("time", "year") and not index.is_monotonic_increasing:
             yield f"{dim}s of {name!r} are not sorted"
-    for coord in _TIMES:
+    for coord in TIME_COORDS:
         if coord in data.coords and data[coord].dtype.kind != "M":
             yield f"{coord} of {name!r} has dtype {data[coord].dtype}, must be datetime64 (UTC)"
     for (group, dim), needed in _NEEDED.items():
@@ -314,10 +320,6 @@ def _array_violations(layer: Layer, array: xr.DataArray) -> Iterable[str]:
     if layer.name == "s1/backscatter" and "calibration" not in array.attrs:
         yield f"{layer.name!r} lacks the attribute calibration"
     yield from _attribute_violations(repr(layer.name), array.attrs)
-    if array.chunks is None and str(array.dtype) == want and tuple(array.dims) == layer.dims:
-        problem = wrong_values(_sample(layer, array), layer)
-        if problem:
-            yield problem
 
 
 def _channel_violations(layer: Layer, array: xr.DataArray) -> Iterable[str]:
@@ -334,6 +336,27 @@ def _channel_violations(layer: Layer, array: xr.DataArray) -> Iterable[str]:
             yield f"{layer.name!r}: unknown {dim} {label!r}; known: {', '.join(every)}"
     if len(set(labels)) < len(labels):
         yield f"{layer.name!r} holds a {dim} more than once: {', '.join(labels)}"
+
+
+def values_of_other_units(cube: xr.DataTree, layers: Mapping[str, Layer]) -> list[str]:
+    """Return which arrays in memory hold values that cannot be in their layer's units.
+
+    Parameters
+    ----------
+    cube : DataTree
+        Arrays on dask are passed over: they are not computed for a check.
+    layers : mapping
+        Name -> row, as it is stored.
+    """
+    found = []
+    for group, node in cube.children.items():
+        for variable, array in node.data_vars.items():
+            layer = layers.get(f"{group}/{variable}")
+            if layer is None or array.chunks is not None or array.dtype.kind != "f":
+                continue
+            if tuple(array.dims) == layer.dims:
+                found.append(wrong_values(_sample(layer, array), layer))
+    return [text for text in found if text]
 
 
 def _sample(layer: Layer, array: xr.DataArray) -> npt.NDArray[Any]:

@@ -293,7 +293,9 @@ def open_cslc_static(path: PathLike) -> xr.Dataset:
             .where(seen)
             .assign_attrs(units="degrees", long_name="local incidence angle"),
             "layover_shadow": mask.where(mask != STATIC_FILL, NO_DATA).assign_attrs(
-                long_name="layover and shadow: 0 none, 1 shadow, 2 layover, 3 both", units="1"
+                long_name="layover and shadow: 0 none, 1 shadow, 2 layover, 3 both",
+                units="1",
+                nodata=NO_DATA,
             ),
         },
         attrs=attrs,
@@ -335,6 +337,8 @@ def open_pairs(
     xarray.Dataset
         ``coherence`` (pair, pol, y, x) float32 0..1 and ``phase`` float32 rad, NaN = no data, with
         the coordinates of pairs. ``perpendicular_baseline`` is NaN: not computed here.
+        ``looks_effective`` (pair), float64, on dask: what window and multilook are worth in
+        independent looks, see `cubes.radar.insar.lazy_looks`.
 
     Raises
     ------
@@ -375,7 +379,13 @@ def open_pairs(
             parts[str(pol)] = _mosaic(made)
         empty = xr.full_like(next(iter(parts.values())), np.nan)
         one = xr.concat([parts.get(p, empty) for p in pols], pd.Index(pols, name="pol"))
-        steps.append(one.expand_dims("pair").assign_coords(_pair_coords(rows, images, table)))
+        used = sorted({*rows["reference"], *rows["secondary"]})
+        looks = insar.lazy_looks([images[i] for i in used], window, multilook)
+        steps.append(
+            one.expand_dims("pair").assign_coords(
+                {**_pair_coords(rows, images, table), "looks_effective": ("pair", looks)}
+            )
+        )
     out = xr.concat(steps, "pair", combine_attrs="override")
     for name, array in out.data_vars.items():
         array.attrs["resampling"] = registry.layer(f"insar/{name}").kernel

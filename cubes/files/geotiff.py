@@ -240,13 +240,14 @@ def open_hyp3(folder: PathLike, *, chunk: int = 1024) -> xr.Dataset:
     Raises
     ------
     CubeError
-        No product or several; the text file lacks the granules; the two files' grids differ.
+        No product or several; the text file lacks the granules; the name lacks the polarisation;
+        the two files' grids differ.
     """
     stem, parameters = _hyp3_product(folder)
     reference, secondary = (
         _hyp3_time(parameters, f"{which} Granule", stem) for which in ("Reference", "Secondary")
     )
-    pol = next((p for p in ("VV", "VH", "HH", "HV") if f"_{p}" in stem.name), "VV").lower()
+    pol = _hyp3_pol(stem.name)
     orbit, state = _hyp3_orbit(parameters, stem.name)
     coherence = open_tif(f"{stem}_corr.tif", chunk=chunk)
     coherence = coherence.where(coherence != 0)
@@ -328,6 +329,16 @@ def _hyp3_time(parameters: Mapping[str, str], key: str, stem: Path) -> pd.Timest
     if not found:
         raise CubeError(f"{stem.name}.txt names no acquisition under {key!r}: the pair is unknown")
     return pd.Timestamp(found[0])
+
+
+def _hyp3_pol(name: str) -> str:
+    found = [p for p in ("VV", "VH", "HH", "HV") if f"_{p}" in name]
+    if len(found) != 1:
+        raise CubeError(
+            f"the name {name!r} does not say its polarisation, as HyP3's do (_VVP012_, _VV_): "
+            "keep the product's own file names"
+        )
+    return found[0].lower()
 
 
 def _hyp3_number(parameters: Mapping[str, str], key: str) -> float:

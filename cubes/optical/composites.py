@@ -77,25 +77,7 @@ def usable(cube: xr.DataTree, mask: Mask = None, *, layer: str = "s2/reflectance
 def clear_of(scl: xr.DataArray, policy: ClearPolicy) -> xr.DataArray:
     """Return where a scene classification, (..., y, x) uint8, is clear by a policy, bool, lazy."""
     function: Callable[..., Any] = partial(physics.clear, policy=policy)
-    return _with_halo(scl, function, policy.dilate, boundary=0, dtype=bool)
-
-
-def _with_halo(
-    data: xr.DataArray, function: Callable[..., Any], halo: int, *, boundary: Any, dtype: Any
-) -> xr.DataArray:
-    """Return a function of (step, y, x) blocks that looks `halo` pixels around itself, lazily."""
-    lazy = data if data.chunks is not None else data.chunk(dict.fromkeys(data.dims, "auto"))
-    # dask refuses a halo wider than the array, beyond which there is nothing to see
-    depth = {axis: min(halo, lazy.shape[axis]) for axis in (lazy.ndim - 2, lazy.ndim - 1)}
-    values = lazy.data.map_overlap(
-        function,
-        depth=depth,
-        boundary=boundary,
-        dtype=dtype,
-        meta=np.empty((0,) * lazy.ndim, dtype),
-    )
-    # neighbours narrower than the halo are joined for it: give back the chunks that came in
-    return lazy.copy(data=values.rechunk(lazy.chunks))
+    return physics.with_halo(scl, function, policy.dilate, boundary=0, dtype=bool)
 
 
 def _own(mask: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
@@ -137,9 +119,11 @@ def dilate(mask: xr.DataArray, pixels: int) -> xr.DataArray:
     """
     if mask.dtype != bool:
         raise CubeError(f"the mask has dtype {mask.dtype}; it must be bool, True where usable")
-    if pixels < 0:
-        raise CubeError(f"cannot dilate by {pixels} pixels; give 0 or more")
-    out = _with_halo(mask, partial(_dilated, pixels=pixels), pixels, boundary=True, dtype=bool)
+    if pixels < 0 or pixels != int(pixels):
+        raise CubeError(f"cannot dilate by {pixels} pixels; give whole pixels, 0 or more")
+    out = physics.with_halo(
+        mask, partial(_dilated, pixels=pixels), pixels, boundary=True, dtype=bool
+    )
     return out.assign_attrs(mask=f"{mask.attrs.get('mask', 'mask')}, dilated by {pixels} px")
 
 
@@ -227,7 +211,7 @@ def _periods(data: xr.DataArray, every: str) -> list[tuple[pd.Timestamp, npt.NDA
     times = pd.Series(np.arange(data.sizes["time"]), index=data.indexes["time"])
     try:
         groups = times.resample(every)
-    except ValueError:
+    except (TypeError, ValueError):
         raise CubeError(f"{every!r} is no period; write it as pandas does: 30D, 1MS, QS") from None
     return [(pd.Timestamp(str(start)), part.to_numpy()) for start, part in groups]
 
@@ -265,17 +249,18 @@ def nearest(
     Raises
     ------
     CubeError
-        See `usable`; no date within `max_gap`.
+        See `usable`; no date within `max_gap`; what is no date or no length of time.
     """
     data, good, row = _inputs(cube, layer, mask)
-    days = _days(data, date)
+    day = _day(date)
+    days = _days(data, day)
     if max_gap is not None:
-        limit = pd.Timedelta(max_gap) / pd.Timedelta("1D")
+        limit = _read(pd.Timedelta, max_gap, "'30D'") / pd.Timedelta("1D")
         if not (np.abs(days) <= limit).any():
-            raise CubeError(f"no date of {layer} lies within {max_gap} of {pd.Timestamp(date):%F}")
+            raise CubeError(f"no date of {layer} lies within {max_gap} of {day:%Y-%m-%d}")
         good = good & xr.DataArray(np.abs(days) <= limit, dims="time")
     score = xr.DataArray(-np.abs(days).astype(np.float32), dims="time").broadcast_like(good)
-    text = f"nearest usable date to {pd.Timestamp(date):%Y-%m-%d}"
+    text = f"nearest usable date to {day:%Y-%m-%d}"
     extra = {"composite": text, "max_gap": max_gap or "none", "mask": _mask_text(cube, mask, layer)}
     return _described(_picked(data, good, score, days, row), data, extra).drop_vars("score")
 
@@ -328,7 +313,7 @@ def best(
     Raises
     ------
     CubeError
-        See `usable`; a policy of weights or lengths that are not positive.
+        See `usable`; a policy of weights or lengths that are not positive; what is no date.
     """
     policy = policy or BestPixel()
     total = policy.cloud_weight + policy.day_weight
@@ -338,13 +323,14 @@ def best(
             f"{policy}: distance, days and the sum of the weights must be above 0, no weight below"
         )
     data, good, row = _inputs(cube, layer, mask)
-    days = _days(data, date)
+    aim = _day(date)
+    days = _days(data, aim)
     pixel = abs(float(data["x"][1] - data["x"][0])) if data.sizes["x"] > 1 else 10.0
     reach = max(1.0, policy.distance / pixel)
     clear = usable(cube, mask, layer=layer)
     # nodata is not cloud: a pixel at the edge of a swath is as good as any
     cloudy = ~clear.transpose(*good.dims) & _valid(data)
-    near = _with_halo(
+    near = physics.with_halo(
         cloudy.chunk(_chunks_of(good)),
         partial(_distance, reach=reach),
         math.ceil(reach),
@@ -357,7 +343,7 @@ def best(
     day = xr.DataArray(gauss.astype(np.float32), dims="time")
     score = (day * policy.day_weight + cloud * policy.cloud_weight) / total
     extra = {
-        "composite": f"best pixel around {pd.Timestamp(date):%Y-%m-%d}",
+        "composite": f"best pixel around {aim:%Y-%m-%d}",
         "policy": str(policy),
         "mask": clear.attrs["mask"],
     }
@@ -436,8 +422,24 @@ def _reduced(
     return out.rename(name)
 
 
-def _days(data: xr.DataArray, date: Any) -> Floats:
-    away = data.indexes["time"] - pd.Timestamp(date)
+def _day(date: Any) -> pd.Timestamp:
+    """Return the day aimed at, in UTC without a zone, as a cube's times are."""
+    day: pd.Timestamp = _read(pd.Timestamp, date, "'2021-06-15'")
+    return day if day.tzinfo is None else day.tz_convert(None)
+
+
+def _read(kind: Any, value: Any, example: str) -> Any:
+    try:
+        found = kind(value)
+    except (TypeError, ValueError):
+        found = pd.NaT
+    if pd.isna(found):
+        raise CubeError(f"cannot read {value!r} as a {kind.__name__}; give one such as {example}")
+    return found
+
+
+def _days(data: xr.DataArray, date: pd.Timestamp) -> Floats:
+    away = data.indexes["time"] - date
     return np.asarray(away / pd.Timedelta("1D"), np.float64)
 
 
@@ -488,11 +490,8 @@ def _described(out: xr.Dataset, data: xr.DataArray, extra: Mapping[str, Any]) ->
     dates: dict[str, Any] = {"dates": len(times)}
     if len(times):
         dates |= {"first_date": f"{times.min():%Y-%m-%d}", "last_date": f"{times.max():%Y-%m-%d}"}
-    out = (
-        out.assign_coords(spatial_ref=data.coords["spatial_ref"])
-        if "spatial_ref" in (data.coords)
-        else out
-    )
+    if "spatial_ref" in data.coords:
+        out = out.assign_coords(spatial_ref=data.coords["spatial_ref"])
     for name, array in out.data_vars.items():
         if name == data.name:
             array.attrs = {**data.attrs, **extra, **dates}

@@ -206,6 +206,12 @@ def _checked(angles: Angles, data: xr.DataArray) -> tuple[xr.DataArray, ...]:
                     f"angles have {array.sizes[dim]} values along {dim!r}, which the reflectance "
                     f"({dict(data.sizes)}) does not; bring them onto its grid and times"
                 )
+            # arithmetic would keep the common labels alone, and lose dates without a word
+            if dim in array.coords and not array.indexes[dim].equals(data.indexes[dim]):
+                raise CubeError(
+                    f"angles lie on another {dim!r} than the reflectance, though as long; bring "
+                    "them onto its grid and times"
+                )
     sun, sun_azimuth, view, view_azimuth = arrays
     for name, array, limit in (("sun_zenith", sun, 90), ("view_zenith", view, 90)):
         # of what is in memory; arrays on dask are the caller's, and not computed for a check

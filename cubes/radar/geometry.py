@@ -283,16 +283,19 @@ def layover_shadow(elevation: xr.DataArray, look: Look) -> xr.DataArray:
     Raises
     ------
     CubeError
-        See `gradient`; pixels that are not square.
+        See `gradient`; pixels that are not square; look vectors without a direction.
     """
     heights, step_y, step_x = _heights(elevation)
     if abs(abs(step_y) - abs(step_x)) > 1e-6:
         raise CubeError(f"layover needs square pixels, not {abs(step_x)} x {abs(step_y)} m")
     grid_look = _on_grid(elevation, look)
-    east, north, up = (
-        float(np.nanmean(v)) for v in (grid_look.east, grid_look.north, grid_look.up)
-    )
+    east, north, up = (_mean(v) for v in (grid_look.east, grid_look.north, grid_look.up))
     ground = np.hypot(east, north)
+    if not ground > 0:
+        raise CubeError(
+            f"the look vectors (mean east {east:g}, north {north:g}, up {up:g}) have no direction "
+            "on the ground: a radar looks sideways; give vectors from target to sensor with data"
+        )
     theta = np.arctan2(ground, up)
     lines = _Lines.along(heights.shape, (east / ground, -north / ground))
     profile = lines.take(heights)
@@ -309,6 +312,13 @@ def layover_shadow(elevation: xr.DataArray, look: Look) -> xr.DataArray:
     return elevation.copy(data=out).rename("layover_shadow").assign_attrs(
         long_name="layover and shadow: 0 none, 1 shadow, 2 layover, 3 both", units="1"
     )  # fmt: skip
+
+
+def _mean(values: Any) -> float:
+    """Return the mean of the finite numbers, NaN where there are none."""
+    numbers = np.asarray(values, np.float64)
+    known = numbers[np.isfinite(numbers)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _running(extreme: np.ufunc, values: Floats) -> Floats:

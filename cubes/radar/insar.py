@@ -15,6 +15,7 @@ measures it, ``expected_coherence`` is the bias that so many looks leave.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def coherence(
     attrs = {
         "window": list(window),
         "multilook": list(multilook),
-        "nominal_looks": window[0] * window[1],
+        "nominal_looks": nominal_looks(window, multilook),
         "sign": "reference * conj(secondary)",
     }
     return xr.Dataset(
@@ -90,6 +91,20 @@ def coherence(
             ),
         }
     )
+
+
+def nominal_looks(window: Window, multilook: Window = (1, 1)) -> float:
+    """Return the looks of window and multilook together if all pixels were independent.
+
+    The pixels averaged, weighted as they are: those at the edge of a multilooked window count
+    less. ``effective_looks`` is what correlated pixels leave of it.
+    """
+    # the lag 0 of each axis: the sum of the squared weights
+    rows, columns = (
+        float(_overlaps(size, more)[size + more - 2])
+        for size, more in zip(window, multilook, strict=True)
+    )
+    return round(1 / (rows * columns), 3)
 
 
 def _check_pair(a: xr.DataArray, b: xr.DataArray, window: Window, multilook: Window) -> None:
@@ -231,6 +246,43 @@ def effective_looks(image: Any, window: Window, *, multilook: Window = (1, 1)) -
     weight_y, weight_x = _overlaps(window[0], multilook[0]), _overlaps(window[1], multilook[1])
     weights = np.outer(weight_y, weight_x)
     return float(1.0 / np.sum(weights * np.abs(correlation) ** 2))
+
+
+LOOKS_SAMPLE = 512
+"""Edge in pixels of the part in the middle of an image that `lazy_looks` measures."""
+
+
+def lazy_looks(images: Sequence[xr.DataArray], window: Window, multilook: Window) -> Any:
+    """Return the mean of the effective looks of images, one number on dask: no pixel is read yet.
+
+    Of each image `LOOKS_SAMPLE` pixels in the middle; NaN where none has data there, or all are
+    smaller than the window.
+    """
+    import dask
+    import dask.array as da
+
+    delayed: Any = dask.delayed  # type: ignore[attr-defined]
+    from_delayed: Any = da.from_delayed
+    parts = []
+    for image in images:
+        first = {d: max(0, (image.sizes[d] - LOOKS_SAMPLE) // 2) for d in ("y", "x")}
+        part = image.isel({d: slice(at, at + LOOKS_SAMPLE) for d, at in first.items()})
+        parts.append(delayed(_sample_looks, pure=True)(part.data, window, multilook))
+    return from_delayed(delayed(_mean_of, pure=True)(parts), shape=(1,), dtype=np.float64)
+
+
+def _sample_looks(image: npt.NDArray[Any], window: Window, multilook: Window) -> float:
+    smallest = [w + m for w, m in zip(window, multilook, strict=True)]
+    if any(n < least for n, least in zip(image.shape, smallest, strict=True)):
+        return float("nan")
+    if not np.isfinite(image).any():
+        return float("nan")
+    return effective_looks(image, window, multilook=multilook)
+
+
+def _mean_of(numbers: Sequence[float]) -> npt.NDArray[np.float64]:
+    known = [n for n in numbers if not np.isnan(n)]
+    return np.array([np.mean(known) if known else np.nan])
 
 
 def _overlaps(window: int, looks: int) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,12 +92,8 @@ def _check(backscatter: xr.DataArray, size: int) -> None:
 def _per_image(data: xr.DataArray, function: Any, halo: int, **options: Any) -> xr.DataArray:
     if not hasattr(data.data, "dask"):
         return data.copy(data=function(data.to_numpy(), **options))
-    depth = {data.ndim - 2: halo, data.ndim - 1: halo}
-    filtered = data.data.map_overlap(
-        function, depth=depth, boundary=np.nan, dtype=np.float32,
-        meta=np.empty((0,) * data.ndim, np.float32), **options,
-    )  # fmt: skip
-    return data.copy(data=filtered)
+    part = partial(function, **options)
+    return physics.with_halo(data, part, halo, boundary=np.nan, dtype=np.float32)
 
 
 def _mean(values: npt.NDArray[np.float64], good: npt.NDArray[np.bool_], size: int) -> Any:

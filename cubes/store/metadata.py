@@ -74,8 +74,8 @@ def coordinates(plan: Plan, group: str) -> dict[str, Coordinate]:
         Layers of a group name different channels along one dimension.
     """
     out = _grid_coordinates(plan.geobox)
-    for name, (dim, values) in plan.coordinates(group).items():
-        out[name] = _coordinate(name, dim, values)
+    for name, (along, values) in plan.coordinates(group).items():
+        out[name] = _coordinate(name, along, values)
     channels: dict[str, tuple[str, ...]] = {}
     for layer in (a.layer for a in plan.arrays if a.layer.group == group):
         dim = layer.channel_dim
