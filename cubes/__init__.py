@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cubes.fields.vectors import rasterise
     from cubes.grid import as_aoi as aoi
     from cubes.grid import like
+    from cubes.joining import join
     from cubes.optical.nbar import Angles, nbar
     from cubes.places import patches, points
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
@@ -77,6 +78,7 @@ _HOMES = {
     "check": "schema",
     "corpus": "corpora.corpus",
     "extract": "fields.extract",
+    "join": "joining",
     "layer": "registry",
     "layers": "registry",
     "legend": "registry",
@@ -127,6 +129,7 @@ __all__ = [
     "check",
     "corpus",
     "extract",
+    "join",
     "layer",
     "layers",
     "legend",

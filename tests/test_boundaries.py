@@ -38,6 +38,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "worlds": (),
     "stac": ("items", "static", "remembered", "search", "arrays"),
     "cube": (),
+    "joining": (),
     "request": (),
     "files": ("geotiff", "cslc", "rtc"),
     # stores, and what is made of them

@@ -156,7 +156,9 @@ def request(
     -------
     Request
         Of group ``s1``: backscatter (time, pol, y, x) dB, gamma0_rtc, zero kept at -50 dB as below
-        noise; incidence and layover_shadow (track, y, x) where RTC-S1-STATIC files are there too.
+        noise; incidence (degrees) and layover_shadow (track, y, x) where RTC-S1-STATIC files are
+        there too. Of STATIC files alone those two: with `cubes.join` they go beside backscatter of
+        another catalogue, such as Planetary Computer's, whose items carry no geometry.
 
     Raises
     ------
@@ -170,14 +172,13 @@ def request(
             raise CubeError(f"{folder} has no burst {burst!r}; it has {', '.join(bursts)}")
         found = [i for i in found if i["properties"]["opera:burst_id"] == burst]
     times = sorted(i["properties"]["datetime"] for i in found if i["collection"] == RTC)
-    if not times:
-        raise CubeError(f"{folder} holds STATIC files alone: no acquisition")
     box = geobox if geobox is not None else _covering(found)
     static = {k for i in found if i["collection"] == RTC_STATIC for k in i["assets"]}
+    layers = [n for n, key in _STATIC_ASSETS.items() if key in static]
     return Request.of(
         grids.lonlat_bounds(box),
-        (pd.Timestamp(times[0]).tz_convert(None), pd.Timestamp(times[-1]).tz_convert(None)),
-        ("s1/backscatter", *(n for n, key in _STATIC_ASSETS.items() if key in static)),
+        (times[0], times[-1]) if times else found[0]["properties"]["datetime"],
+        ["s1/backscatter", *layers] if times else layers,
         catalog=catalog(folder),
         items=found,
         pols=tuple(pols),
