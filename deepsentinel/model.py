@@ -258,7 +258,9 @@ class GroupEncoder(nn.Module):
 
     def forward(self, data: Mapping[str, Tensor]) -> Series:
         """Return the series of every patch; see `Inputs` for `data`."""
-        x_BTCHW, usable_BTLHW = _usable(data, self.timed)
+        x_BTCHW, usable_BTLHW = data["x"], usable(data)
+        if not self.timed:
+            x_BTCHW, usable_BTLHW = x_BTCHW[:, None], usable_BTLHW[:, None]
         days_BT = _days(data, x_BTCHW)
         b, t = x_BTCHW.shape[:2]
         layer_of, makes_date = self.get_buffer("layer_of"), self.get_buffer("makes_date")
@@ -303,15 +305,12 @@ class GroupEncoder(nn.Module):
         )  # fmt: skip
 
 
-def _usable(data: Mapping[str, Tensor], timed: bool) -> tuple[Tensor, Tensor]:
-    x, usable = data["x"], data["valid"]
-    if not timed:
-        return x[:, None], usable[:, None]
-    for key in ("clear", "present"):
-        if key in data:
-            flag = data[key] if data[key].ndim == 5 else data[key][:, :, None, None, None]
-            usable = usable & flag
-    return x, usable
+def usable(data: Mapping[str, Tensor]) -> Tensor:
+    """Return what of a group is valid, clear and present, bool (B,T,L,H,W); static (B,L,H,W)."""
+    mask = data["valid"]
+    if "clear" in data:
+        mask = mask & data["clear"]
+    return mask & data["present"][:, :, None, None, None] if "present" in data else mask
 
 
 def _days(data: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -545,9 +544,8 @@ class Fusion(nn.Module):
         """What makes this model's inputs of stored integers: `deepsentinel.Normaliser`."""
         if not self.config.normaliser:
             raise ModelError("this model was made without statistics; give inputs normalised")
-        # Looked up only here: this file by itself imports with torch alone.
-        found = import_module("deepsentinel.loading.normalise")
-        return found.Normaliser.from_json(json.dumps(self.config.normaliser))
+        # looked up only here: this file by itself imports with torch alone
+        return import_module("deepsentinel.loading.contract").normaliser(self)
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the embeddings of a batch.
@@ -688,27 +686,33 @@ class Fusion(nn.Module):
         Raises
         ------
         ModelError
-            Not such a folder, a newer format, or other layers, units or calibration.
+            No such folder, a broken one, another format, or other layers, units or calibration.
         """
+        from safetensors import SafetensorError as Broken
         from safetensors.torch import load_file
 
         folder = Path(path)
         for name in ("config.json", "model.safetensors"):
             if not (folder / name).is_file():
-                raise ModelError(f"{folder} has no {name}: not a folder of save_pretrained")
-        body = json.loads((folder / "config.json").read_text())
-        version = body.pop("format")
-        if version != FORMAT_VERSION:
-            remedy = "upgrade deepsentinel" if version > FORMAT_VERSION else "train it again"
+                inner = folder / "model"
+                hint = f"; did you mean {inner}?" if (inner / name).is_file() else ""
+                raise ModelError(f"{folder} has no {name}: not a folder of save_pretrained{hint}")
+        try:
+            body = dict(json.loads((folder / "config.json").read_text()))
+            version = int(body.pop("format"))
+            if version == FORMAT_VERSION:
+                model = Fusion(FusionConfig(**{k: v for k, v in body.items() if k != "model"}))
+                model.load_state_dict(load_file(folder / "model.safetensors"))
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, Broken) as why:
             raise ModelError(
-                f"{folder} has format {version}, this reads {FORMAT_VERSION}: {remedy}"
-            )
-        body.pop("model")
-        config = FusionConfig(**body)
+                f"{folder} holds no whole Fusion of save_pretrained ({type(why).__name__}: "
+                f"{str(why)[:200]}): copy it again from where it was saved, or train it again"
+            ) from None
+        if version != FORMAT_VERSION:
+            do = "upgrade deepsentinel" if version > FORMAT_VERSION else "train it again"
+            raise ModelError(f"{folder} has format {version}, this reads {FORMAT_VERSION}: {do}")
         if groups is not None:
-            check_groups(config.groups, groups)
-        model = Fusion(config)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+            check_groups(model.config.groups, groups)
         return model.eval()
 
 
@@ -740,10 +744,8 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _padded(data: Mapping[str, Tensor], pad: Sequence[int]) -> Mapping[str, Tensor]:
-    if not any(pad):
-        return data
     edge = (0, pad[1], 0, pad[0])
-    return {k: F.pad(v, edge) if v.ndim >= 4 else v for k, v in data.items()}
+    return {k: F.pad(v, edge) if any(pad) and v.ndim >= 4 else v for k, v in data.items()}
 
 
 def _init(module: nn.Module) -> None:

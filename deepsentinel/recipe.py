@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -21,6 +22,46 @@ from typing import Any, Literal
 from cubes.types import CubeError
 
 FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a number may be."""
+
+    low: float
+    high: float = math.inf
+    open: str = ""
+    """Which ends are left out: ``(``, ``)`` or both."""
+
+    def hold(self, value: float) -> bool:
+        """Return whether a number is inside; NaN is not."""
+        above = value > self.low if "(" in self.open else value >= self.low
+        return above and (value < self.high if ")" in self.open else value <= self.high)
+
+    def __str__(self) -> str:
+        """Return it for a person: ``at least 0 and below 1``."""
+        text = f"{'above' if '(' in self.open else 'at least'} {self.low:g}"
+        if math.isfinite(self.high):
+            text += f" and {'below' if ')' in self.open else 'at most'} {self.high:g}"
+        return text
+
+
+_SHARE, _COUNT, _SOME = Bounds(0, 1), Bounds(0), Bounds(1)
+BOUNDS: dict[str, Bounds] = {
+    "seed": Bounds(0, 2**63 - 1),
+    **{f"model.{n}": _SOME for n in ("width", "heads", "stem", "detail", "neck", "patch", "pools")},
+    "model.dims": _SOME, "model.depth_t": _COUNT, "model.depth_f": _COUNT, "model.reach": _COUNT,
+    "model.measured": Bounds(0, 1, ")"), "model.min_usable": _SHARE,
+    "data.batch_size": _SOME, "data.crop": _SOME, "data.crops": _SOME,
+    "data.workers": _COUNT, "data.threads": _SOME,
+    "train.steps": _SOME, "train.lr": Bounds(0, 10, "("), "train.lr_end": _SHARE,
+    "train.warmup": _COUNT, "train.betas": Bounds(0, 1, ")"),
+    "train.weight_decay": Bounds(0, math.inf, ")"), "train.clip": Bounds(0, math.inf, "("),
+    "train.accumulate": _SOME, "train.ema": Bounds(0, 1, ")"), "train.save_every": _SOME,
+    "train.log_every": _SOME, "train.validate_every": _SOME, "train.validate_batches": _SOME,
+    "train.max_bad": _COUNT,
+}  # fmt: skip
+"""Key -> what its number may be; every key of a number is here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +82,11 @@ class ModelRecipe:
     pools: int | None = None
     dims: int | None = None
     reach: int | None = None
+    measured: float | None = None
+    min_usable: float | None = None
     """See `deepsentinel.FusionConfig`."""
 
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """Return the numbers that were given, by name."""
         rest = dataclasses.asdict(self)
         return {k: v for k, v in rest.items() if k not in ("size", "layers") and v is not None}
@@ -95,8 +138,8 @@ class TrainRecipe:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: bool = False
     """Compile every block of the model (torch.compile); for GPUs."""
-    accelerator: str = "auto"
-    devices: int = 1
+    accelerator: Literal["auto", "cpu", "cuda", "gpu", "mps"] = "auto"
+    """Where; one device."""
     save_every: int = 100
     """Steps between checkpoints; the last two are kept."""
     log_every: int = 10
@@ -118,6 +161,15 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     objective: ObjectiveRecipe = field(default_factory=ObjectiveRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
+
+    def __post_init__(self) -> None:
+        """Refuse numbers outside their bounds: a negative rate climbs where it should descend."""
+        for key, bounds in BOUNDS.items():
+            *sections, name = key.split(".")
+            value = getattr(getattr(self, sections[0]) if sections else self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None and not bounds.hold(one):
+                    raise CubeError(f"{key} is {value}; it must be {bounds}")
 
     def to_json(self) -> str:
         """Return the recipe as canonical JSON."""
@@ -143,7 +195,8 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises
     ------
     CubeError
-        No such recipe, an unknown key (with the nearest one), or a value of the wrong type.
+        No such recipe, an unknown key (with the nearest one), or a value of the wrong type or
+        out of bounds.
     """
     shipped = {p.stem: p for p in sorted(FOLDER.glob("*.toml"))}
     path = shipped.get(str(name), Path(name))
@@ -169,19 +222,10 @@ def make_recipe(body: Mapping[str, Any]) -> Recipe:
     Raises
     ------
     CubeError
-        An unknown key, or a value of the wrong type.
+        An unknown key, or a value of the wrong type or out of bounds.
     """
-    recipe: Recipe = build(Recipe, body)
-    for key, low in (("train.steps", 1), ("data.batch_size", 1), ("data.crops", 1),
-                     ("train.accumulate", 1), ("train.save_every", 1), ("train.log_every", 1),
-                     ("train.validate_every", 1)):  # fmt: skip
-        section, name = key.split(".")
-        value = getattr(getattr(recipe, section), name)
-        if value < low:
-            raise CubeError(f"{key} is {value}; it must be at least {low}")
-    if not 0 <= recipe.train.ema < 1:
-        raise CubeError(f"train.ema is {recipe.train.ema}; it must be at least 0 and below 1")
-    return recipe
+    made: Recipe = build(Recipe, body)
+    return made
 
 
 def _override(body: dict[str, Any], override: str) -> None:

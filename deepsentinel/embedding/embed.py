@@ -11,8 +11,10 @@ written last.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,9 @@ import xarray as xr
 from cubes.types import CubeError, Progress
 from deepsentinel.embedding import embedstore
 from deepsentinel.embedding.embedstore import FORMAT, Block, Target, verify_embeddings
-from deepsentinel.embedding.windows import CubeReader, Tile, tiles
+from deepsentinel.embedding.encoding import Encoder
+from deepsentinel.embedding.reading import CubeReader
+from deepsentinel.embedding.tiling import Tile, tiles, window_size
 from deepsentinel.quantised import DIMS, dequantise, quantise
 
 __all__ = ["embed", "open_embeddings", "quantise", "verify_embeddings"]
@@ -33,8 +37,12 @@ __all__ = ["embed", "open_embeddings", "quantise", "verify_embeddings"]
 CORE = 128
 """Edge of what is kept of a window: with margins of 32 px, 2.25 pixels are computed for each one
 kept (4 at 64), and a window of 40 dates takes 0.5 GB in the nano model."""
+OVERLAP = 32
+"""Pixels computed around each window and trimmed."""
 BATCH_PIXELS = 2 * 128 * 128
 """Pixels of the windows that go through the model at once."""
+SIMULATED = "simulated"
+"""Name of the catalogue of `cubes.worlds`."""
 Floats = npt.NDArray[np.float32]
 
 
@@ -45,7 +53,7 @@ def embed(
     *,
     dims: int = DIMS,
     dtype: str = "int8",
-    overlap: int = 32,
+    overlap: int = OVERLAP,
 ) -> xr.DataTree:
     """Return the embedding of every pixel of a cube, from all its dates together.
 
@@ -77,14 +85,12 @@ def embed(
     CubeError
         Sizes or layers that do not fit the model, or another embedding in `store`.
     """
-    model = model.eval()
-    _check(model, dims, dtype, overlap)  # before anything is read
-    job = Job.of(model, CubeReader.of(cube, model), dims=dims, dtype=dtype, overlap=overlap)
+    job = Job.of(model, cube, dims=dims, dtype=dtype, overlap=overlap)
     if store is None:
         target = job.target()
-        rows = [[job.block(model, b) for b in row] for row in target.blocks()]
+        rows = [[job.block(b) for b in row] for row in target.blocks()]
         return _in_memory(target, np.concatenate([np.concatenate(r, -1) for r in rows], -2))
-    return job.write(model, Path(store))
+    return job.write(Path(store))
 
 
 def open_embeddings(store: str | Path, *, partial: bool = False) -> xr.DataTree:
@@ -143,49 +149,69 @@ def _check(model: Any, dims: int, dtype: str, overlap: int) -> None:
         raise CubeError(f"overlap={overlap}: pixels, 0 or more")
 
 
+def _doubt(model: Any, reader: CubeReader) -> None:
+    """Warn where nothing that the model was trained on is of the cube's kind of ground."""
+    if list(dict(model.config.card).get("catalogs", ())) == [SIMULATED] != [reader.catalog]:
+        warnings.warn(
+            "this model was trained on simulated ground alone (its card says so), and this cube "
+            "is not simulated: its embedding says what the simulation knew. Train a model on "
+            "cubes of real ground for anything but a trial",
+            stacklevel=4,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """An embedding to be made: everything that decides its bytes."""
 
-    reader: CubeReader
+    encoder: Encoder
     dims: int
     dtype: str
     overlap: int
     """A multiple of the model's patch."""
-    window: int
     patch: int
     identity: str
     """Hash of model, cube and arguments."""
 
     @staticmethod
-    def of(model: Any, reader: CubeReader, *, dims: int, dtype: str, overlap: int) -> Job:
+    def of(
+        model: Any, cube: xr.DataTree | str | Path, *, dims: int, dtype: str, overlap: int
+    ) -> Job:
         """Return the job that `embed` was asked for.
+
+        Warns where the model saw nothing but simulated ground and the cube is of other ground.
 
         Raises
         ------
         CubeError
-            Arguments that do not fit the model.
+            Arguments or a cube that do not fit the model.
         """
-        _check(model, dims, dtype, overlap)
+        _check(model, dims, dtype, overlap)  # before anything is read
+        encoder = Encoder.of(model, cube)
+        _doubt(model, encoder.reader)
         patch = int(model.config.patch)
         margin = -(-overlap // patch) * patch
-        core = CORE
         digest = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        body = [FORMAT, digest.hexdigest(), dict(model.config.normaliser), reader.identity]
-        body += [dims, dtype, margin, core]
+        # Not the weights alone: what decides over dates and reach has no weight of its own.
+        body = [FORMAT, digest.hexdigest(), dataclasses.asdict(model.config)]
+        body += [encoder.reader.identity, dims, dtype, margin, CORE]
         identity = hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode())
         return Job(
-            reader=reader,
+            encoder=encoder,
             dims=dims,
             dtype=dtype,
             overlap=margin,
-            window=core + 2 * margin,
             patch=patch,
             identity=identity.hexdigest(),
         )
+
+    @property
+    def reader(self) -> CubeReader:
+        """The cube."""
+        return self.encoder.reader
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -197,11 +223,13 @@ class Job:
         reader = self.reader
         attrs = {
             **reader.grid_attributes(),
-            "geoemb:model": reader.model_name,
+            "geoemb:model": str(
+                dict(self.encoder.model.config.card).get("model", "deepsentinel Fusion")
+            ),
             "geoemb:source_data": list(reader.sources),
             "geoemb:gsd": abs(float(reader.geobox.resolution.x)),
             "deepsentinel:overlap_px": self.overlap,
-            "deepsentinel:window_px": self.window,
+            "deepsentinel:window_px": window_size(CORE, self.overlap, self.patch),
         }
         return Target(
             identity=self.identity,
@@ -212,13 +240,11 @@ class Job:
             attrs=attrs,
         )
 
-    def write(self, model: Any, path: Path, progress: Progress | None = None) -> xr.DataTree:
+    def write(self, path: Path, progress: Progress | None = None) -> xr.DataTree:
         """Return the embedding in `path`, after writing the blocks that are not there yet.
 
         Parameters
         ----------
-        model : Fusion
-            The one that the job was made of, in evaluation mode.
         path : Path
             The store.
         progress : callable, optional
@@ -234,13 +260,13 @@ class Job:
         blocks = [block for row in target.blocks() for block in row]
         for done, block in enumerate(blocks, 1):
             if not embedstore.done(path, block):
-                embedstore.write_block(path, target, block, self.block(model, block))
+                embedstore.write_block(path, target, block, self.block(block))
             if progress is not None:
                 progress(done, len(blocks), f"block {block.id}")
         embedstore.seal(path, target)
         return open_embeddings(path)
 
-    def block(self, model: Any, block: Block) -> Floats:
+    def block(self, block: Block) -> Floats:
         """Return the embedding of a block, float32 (embedding, y, x), NaN where nodata.
 
         Memory holds the block's source numbers with their margins and some windows, no more.
@@ -248,7 +274,7 @@ class Job:
         plan = tiles(
             self.shape,
             (block.rows, block.columns),
-            core=self.window - 2 * self.overlap,
+            core=CORE,
             overlap=self.overlap,
             patch=self.patch,
         )
@@ -263,7 +289,7 @@ class Job:
                 source.crop(slice(t.y0 - top, t.y1 - top), slice(t.x0 - left, t.x1 - left))
                 for t in group
             ]
-            values, seen = self.reader.run(model, batch, self.dims)
+            values, seen = self.encoder.run(batch, self.dims)
             for tile, value, there in zip(group, values, seen, strict=True):
                 kept = np.where(there, value, np.nan)[:, tile.keep[0], tile.keep[1]]
                 rows = slice(

@@ -200,6 +200,11 @@ class Loader:
         """Let the next pass be `epoch`, from its beginning."""
         self.epoch, self._step, self._begun = epoch, 0, False
 
+    def on(self, device: torch.device | str | None) -> None:
+        """Let batches arrive on `device` from the next pass on."""
+        self.device = None if device is None else torch.device(device)
+        self.__dict__.pop("_buffers", None)  # those of a GPU are pinned
+
     def close(self) -> None:
         """End worker processes, if there are any; the loader can be used again."""
         made: Workers | None = self.__dict__.pop("_made", None)
@@ -213,6 +218,8 @@ class Loader:
             "epoch": self.epoch,
             "step": self._step,
             "global_batch": self.batch_size * self.stream.world,
+            "shuffle": int(self.stream.shuffle),
+            "drop_last": int(self.stream.drop_last),
             "fingerprint": self._fingerprint,
         }
 
@@ -222,13 +229,15 @@ class Loader:
         Raises
         ------
         CubeError
-            The state is of other samples, another seed or another batch size.
+            The state is of other samples, another seed, batch size, shuffle or drop_last.
         """
         mine = self.state_dict()
         why = {
             "fingerprint": "it was saved with other samples (plan, split, layers or stores differ)",
             "seed": "it was saved with another seed",
             "global_batch": "it was saved with another batch size times ranks",
+            "shuffle": "its samples came in another order, for shuffle was another",
+            "drop_last": "its epochs were of another length, for drop_last was another",
         }
         for key, reason in why.items():
             if state.get(key) != mine[key]:

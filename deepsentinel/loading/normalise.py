@@ -20,10 +20,10 @@ import xarray as xr
 from torch import Tensor
 
 from cubes.types import CubeError, Layer
+from deepsentinel.model import STATIC
 
 # Within a group: what has dates of its own, then pairs, then what is per track.
 _STACKS = ("time", "pair", "track")
-STATIC = "static"
 
 
 class Stored(Protocol):
@@ -84,8 +84,10 @@ class Normaliser:
                     "of: leave the layer out with Samples.select, or take other samples"
                 )
             mean[name] = tuple(float(v) for v in mine["mean"].to_numpy())
-            # A constant channel (flat terrain) must not divide by zero.
-            std[name] = tuple(max(float(v), 1e-6) for v in mine["std"].to_numpy())
+            # A constant channel (flat terrain) says nothing; elsewhere it varies, and divided by
+            # next to nothing would drown every other number.
+            both = zip(mean[name], mine["std"].to_numpy(), strict=True)
+            std[name] = tuple(1.0 if v <= 1e-6 * abs(m) else float(v) for m, v in both)
         return Normaliser(layers=dict(layers), mean=mean, std=std)
 
     def to_json(self) -> str:
@@ -171,7 +173,11 @@ def _place(layer: Layer) -> tuple[int, bool]:
 
 
 def inputs(
-    batch: Stored, norm: Normaliser, *, layers: Iterable[str] | None = None
+    batch: Stored,
+    norm: Normaliser,
+    *,
+    layers: Iterable[str] | None = None,
+    held: Mapping[str, Layer] | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Return what a model takes, on the device of the batch.
 
@@ -180,9 +186,13 @@ def inputs(
     batch
         Stored integers.
     norm
-        Rows and statistics.
+        Rows and statistics: what becomes of them.
     layers
-        Names to use; None: all that `norm` has.
+        Names to use; None: all that `norm` and the batch have.
+    held
+        Layer name -> row by which the batch holds it, where scale, offset, nodata or dtype are
+        others than in `norm` (see `contract`), and a layer that the batch lacks, of a group that
+        is there, is nowhere valid; None: as `norm` says, and such a layer is left out.
 
     Returns
     -------
@@ -201,14 +211,19 @@ def inputs(
     """
     result: dict[str, dict[str, Tensor]] = {}
     named = None if layers is None else set(layers)
+    stored = {} if held is None else held
     for group, rows in norm.groups(named).items():
         there = [row for row in rows if row.name in batch.stored]
         missing = [row.name for row in rows if row.name not in batch.stored]
         if named is not None and missing:
             raise CubeError(f"the batch has no {missing[0]}; it has {', '.join(batch.stored)}")
-        if not there:
+        clock = _clock(batch, group, there)
+        if not there or clock is None:
             continue
-        parts = [_layer(batch, norm, row) for row in there]
+        known = {r.name: _layer(batch, norm, r, stored.get(r.name, r)) for r in there}
+        like = next(iter(known.values()))[1]
+        taken = there if held is None else rows
+        parts = [known.get(row.name) or _absent(norm, row, like) for row in taken]
         x, valid = (torch.cat(p, dim=2) for p in zip(*parts, strict=True))
         if group == STATIC:
             result[group] = {"x": x[:, 0], "valid": valid[:, 0]}
@@ -216,26 +231,43 @@ def inputs(
         result[group] = {
             "x": x,
             "valid": valid,
-            "days": torch.nan_to_num(batch.days[group]).to(torch.float32),
-            "present": batch.present[group],
+            "days": torch.nan_to_num(batch.days[clock]).to(torch.float32),
+            "present": batch.present[clock],
         }
         mask = next((n for n, v in norm.layers.items() if v.kind == "mask" and v.group == group
                      and v.stack_dim == "time" and n in batch.stored), None)  # fmt: skip
         if mask is not None:
             clear = batch.stored[mask] != 0
-            result[group]["clear"] = clear & batch.present[group][:, :, None, None, None]
+            result[group]["clear"] = clear & batch.present[clock][:, :, None, None, None]
     return result
 
 
-def _layer(batch: Stored, norm: Normaliser, row: Layer) -> tuple[Tensor, Tensor]:
-    """Return (B, T, C, H, W) float32 and (B, T, 1, H, W) bool of one layer."""
+def _clock(batch: Stored, group: str, there: Iterable[Layer]) -> str | None:
+    """Return whose dates a group has; pairs have those of S1, or their own where it is not there.
+
+    None where it has none: a geometry without a date says nothing.
+    """
+    if group == STATIC:
+        return STATIC
+    paired = {name for r in there if r.stack_dim == "pair" for name in (r.group, "s1")}
+    return next((name for name in (group, *sorted(paired)) if name in batch.days), None)
+
+
+def _absent(norm: Normaliser, row: Layer, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `_layer` returns, of a layer that is nowhere; `like` is (B, T, 1, H, W) bool."""
+    valid = torch.zeros_like(like)
+    return valid.to(torch.float32).expand(-1, -1, len(norm.channels(row)), -1, -1), valid
+
+
+def _layer(batch: Stored, norm: Normaliser, row: Layer, held: Layer) -> tuple[Tensor, Tensor]:
+    """Return (B, T, C, H, W) float32 and (B, T, 1, H, W) bool of one layer, held as `held` says."""
     # Through float32 at once: every 16-bit integer is exact in it, and uint16 has few operators.
     value_BTCHW = batch.stored[row.name].to(torch.float32)
     valid_BTCHW = torch.isfinite(value_BTCHW)
-    if row.nodata is not None and not math.isnan(row.nodata):
-        valid_BTCHW &= value_BTCHW != row.nodata
+    if held.nodata is not None and not math.isnan(held.nodata):
+        valid_BTCHW &= value_BTCHW != held.nodata
     if row.kind == "phase":
-        value_BTCHW = value_BTCHW * row.scale + row.offset
+        value_BTCHW = value_BTCHW * held.scale + held.offset
         parts = torch.stack([value_BTCHW.cos(), value_BTCHW.sin()], dim=3)
         value_BTCHW = parts.flatten(2, 3)
         filled = valid_BTCHW.repeat_interleave(2, dim=2)
@@ -244,8 +276,8 @@ def _layer(batch: Stored, norm: Normaliser, row: Layer) -> tuple[Tensor, Tensor]
         device = value_BTCHW.device
         std = torch.tensor(norm.std[row.name], dtype=torch.float64)
         mean = torch.tensor(norm.mean[row.name], dtype=torch.float64)
-        a = (row.scale / std).to(device, torch.float32)[:, None, None]
-        b = ((row.offset - mean) / std).to(device, torch.float32)[:, None, None]
+        a = (held.scale / std).to(device, torch.float32)[:, None, None]
+        b = ((held.offset - mean) / std).to(device, torch.float32)[:, None, None]
         value_BTCHW = torch.addcmul(b, value_BTCHW, a)
         filled = valid_BTCHW
     value_BTCHW = torch.where(filled, value_BTCHW, 0.0)
@@ -263,7 +295,3 @@ def _by_track(batch: Stored, value_BK1HW: Tensor) -> Tensor:
     rows = torch.arange(len(track_BT), device=track_BT.device)[:, None]
     picked = value_BK1HW[rows, track_BT.clamp(min=0)]
     return picked * (track_BT >= 0)[:, :, None, None, None].to(picked.dtype)
-
-
-def _plain(value: Any) -> Any:
-    return "NaN" if isinstance(value, float) and math.isnan(value) else value

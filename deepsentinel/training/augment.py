@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from cubes.types import CubeError
-from deepsentinel.model import Inputs
+from deepsentinel.model import STATIC, Inputs
 
 if TYPE_CHECKING:
     from deepsentinel.loading.batch import Batch
-
-STATIC = "static"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,22 +41,16 @@ class Hiding:
     def __post_init__(self) -> None:
         """Refuse probabilities that are none."""
         total = sum(self.sensor.values())
-        if min([*self.sensor.values(), 0.0]) < 0 or total > 1:
+        if not (min([*self.sensor.values(), 0.0]) >= 0 and total <= 1):  # nan is neither
             raise CubeError(f"hiding.sensor {dict(self.sensor)} must be >= 0 and sum to <= 1")
         for name in ("dates", "alone"):
             low, high = getattr(self, name)
             if not 0 <= low <= high <= 1:
                 raise CubeError(f"hiding.{name} {(low, high)} must be 0 <= low <= high <= 1")
-
-
-def usable(data: Mapping[str, Tensor]) -> Tensor:
-    """Return what may be used of a group with dates: valid, clear and present, bool (B,T,L,H,W)."""
-    mask = data["valid"]
-    if "clear" in data:
-        mask = mask & data["clear"]
-    if "present" in data:
-        mask = mask & data["present"][:, :, None, None, None]
-    return mask
+        if not 0 <= self.blocks <= 1:
+            raise CubeError(f"hiding.blocks is {self.blocks}; it must be at least 0 and at most 1")
+        if self.block < 1:
+            raise CubeError(f"hiding.block is {self.block}; it must be at least 1")
 
 
 def timed(inputs: Inputs) -> list[str]:

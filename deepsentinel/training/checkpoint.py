@@ -58,8 +58,9 @@ def save(
 
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    for left in place.glob(".step-*.tmp"):  # by a process that was killed
-        left.unlink()
+    for left in place.glob(".step-*.tmp"):
+        if not _lives(left.name.split(".")[-2]):  # its writer was killed
+            left.unlink(missing_ok=True)
     whole = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     body = {"format": FORMAT_VERSION, "step": step, **state}
     header = {"state": json.dumps(body, sort_keys=True), "sha256": digest(whole)}
@@ -73,8 +74,19 @@ def save(
     finally:
         draft.unlink(missing_ok=True)
     for old in files(place)[:-KEEP]:
-        old.unlink()
+        old.unlink(missing_ok=True)
     return path
+
+
+def _lives(pid: str) -> bool:
+    """Return whether a process of this number runs; another's draft is not ours to remove."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:  # it is there, and another user's
+        return True
+    return True
 
 
 def files(folder: str | Path) -> list[Path]:

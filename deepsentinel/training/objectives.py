@@ -16,10 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cubes import registry
 from cubes.types import CubeError
-from deepsentinel.model import DIMS, Encoded, Fusion, Inputs, order_statistics, patchify
+from deepsentinel.model import (
+    DIMS,
+    STATIC,
+    Encoded,
+    Fusion,
+    Inputs,
+    order_statistics,
+    patchify,
+    usable,
+)
 from deepsentinel.recipe import build
-from deepsentinel.training.augment import Hiding, compact, hide, usable
+from deepsentinel.training.augment import Hiding, compact, hide
 
 if TYPE_CHECKING:
     from deepsentinel.loading.batch import Batch
@@ -75,6 +85,19 @@ class Masked:
     contrast: float = 0.0
     """Weight of InfoNCE between two views; 0 saves the second pass."""
     temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that would turn learning round, or end it."""
+        if self.queries < 1:
+            raise CubeError(f"objective queries is {self.queries}; it must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise CubeError(f"objective temperature is {self.temperature}; it must be above 0")
+        numbers = {n: getattr(self, n) for n in ("alone", "summary", "index", "contrast")}
+        for name in ("groups", "layers"):
+            numbers |= {f"{name}.{k}": v for k, v in getattr(self, name).items()}
+        for name, value in numbers.items():
+            if not 0 <= value < float("inf"):
+                raise CubeError(f"objective {name} is {value}; a weight must be at least 0")
 
     def __call__(
         self,
@@ -308,3 +331,52 @@ def objective(name: str | Objective, **options: Any) -> Objective:
         raise CubeError(f"unknown objective {name!r}: {', '.join(OBJECTIVES)}{hint}")
     made: Objective = build(OBJECTIVES[name], options, "objective.options")
     return made
+
+
+def check_names(
+    wanted: Objective, options: Mapping[str, Any], groups: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse options that name groups or layers which neither the inputs nor the registry have.
+
+    A name that nobody answers to would silently leave a sensor never hidden, or a layer at its
+    full weight. Names that the registry knows are let pass: a recipe for two sensors serves one.
+
+    Parameters
+    ----------
+    wanted
+        The objective.
+    options
+        What the recipe says of it; what it leaves out are defaults, made for all inputs.
+    groups
+        Of the inputs, as `FusionConfig.groups`.
+
+    Raises
+    ------
+    CubeError
+        Such a name; says the nearest one.
+    """
+    if not isinstance(wanted, Masked):
+        return
+    rows = registry.layers()
+    timed = {g for g in groups if g != STATIC} | {
+        row.group for row in rows.values() if row.stack_dim == "time" and row.kind == "continuous"
+    }
+    layers = {row["name"] for body in groups.values() for row in body["layers"]} | set(rows)
+    named = {
+        "hiding.sensor": (dict(options.get("hiding", {})).get("sensor", {}), timed),
+        "groups": (options.get("groups", {}), timed),
+        "layers": (options.get("layers", {}), layers),
+    }
+    for key, (given, known) in named.items():
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+                here = groups if known is timed else (n for n in layers if _is_input(n, groups))
+                raise CubeError(
+                    f"objective.options.{key} names {name!r}; the inputs have "
+                    f"{', '.join(sorted(here))}; did you mean {near[0]!r}?"
+                )
+
+
+def _is_input(name: str, groups: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(row["name"] == name for body in groups.values() for row in body["layers"])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
-from cubes.types import CubeError
 from deepsentinel.loading.batch import Batch, loader
-from deepsentinel.loading.normalise import Normaliser, inputs
+from deepsentinel.loading.contract import Contract, calibrations, chosen, group_rows
+from deepsentinel.loading.normalise import Normaliser
 from deepsentinel.recipe import Recipe
 from deepsentinel.training.augment import crop
 
@@ -67,15 +67,50 @@ class Source(Protocol):
 class CubeSource:
     """Batches of samples of cubes, cropped and normalised as a recipe says."""
 
-    def __init__(self, samples: Samples, recipe: Recipe, norm: Normaliser, *, learn: bool) -> None:
-        names = recipe.model.layers or None
-        self.norm = _only(norm, names)
-        self.groups: Mapping[str, Mapping[str, Any]] = group_rows(self.norm, calibrations(samples))
+    def __init__(
+        self,
+        samples: Samples,
+        recipe: Recipe,
+        norm: Normaliser,
+        *,
+        learn: bool,
+        contract: Contract | None = None,
+    ) -> None:
+        """Begin at the first batch.
+
+        Parameters
+        ----------
+        samples, recipe, norm
+            What is read, how, and the statistics of the training samples.
+        learn
+            In a new order every epoch; otherwise always in the same one, which spreads any first
+            batches over all samples.
+        contract
+            Of the source that is learned from, where this one is for watching; None: of `samples`.
+
+        Raises
+        ------
+        CubeError
+            The samples are not what `norm` or `contract` are of.
+        """
+        said = calibrations(samples)
+        if contract is None:
+            used = chosen(norm, recipe.model.layers or None)
+            contract = Contract(norm=used, groups=group_rows(used, said))
+        self.contract, self.norm = contract, contract.norm
+        self.agreed = contract.agree(samples.layers, said)
+        self.groups: Mapping[str, Mapping[str, Any]] = contract.groups
         self.normaliser: Mapping[str, Any] = json.loads(self.norm.to_json())
         self.sha256 = samples.sha256
+        self.catalogs = _catalogs(samples)
         self.data, self.stores = recipe.data, [s.path for s in samples.stores]
+        read = samples.select([n for n in samples.layers if n in self.norm.layers])
+        if not learn:
+            # The samples of one corner have one weather: the first batches must be of everywhere.
+            order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(read))
+            read = read.take(order)
         self.loader = loader(
-            samples.select([n for n in samples.layers if n in self.norm.layers]),
+            read,
             recipe.data.batch_size,
             workers=recipe.data.workers,
             seed=recipe.seed,
@@ -83,6 +118,10 @@ class CubeSource:
             drop_last=learn,
             threads=recipe.data.threads,
         )
+
+    def on(self, device: torch.device) -> None:
+        """Let batches arrive on a device: on CUDA through pinned buffers, while the step runs."""
+        self.loader.on(device)
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
@@ -109,7 +148,7 @@ class CubeSource:
         """Return what the model takes: random crops, normalised."""
         if self.data.crop is not None:
             batch = crop(batch, self.data.crop, each=self.data.crops, generator=generator)
-        return inputs(batch, self.norm)
+        return self.agreed.inputs(batch)
 
     def ids(self, batch: Batch) -> list[str]:
         """Return store, place and number of every sample."""
@@ -119,69 +158,12 @@ class CubeSource:
         ]
 
 
-def _only(norm: Normaliser, names: tuple[str, ...] | None) -> Normaliser:
-    """Return a normaliser of the model's layers and of the masks that go with them."""
-    used = {layer.name for rows in norm.groups(names).values() for layer in rows}
-    groups = {norm.layers[n].group for n in used}
-    keep = {
-        n: v
-        for n, v in norm.layers.items()
-        if n in used or (v.kind == "mask" and v.group in groups and v.stack_dim == "time")
-    }
-    return replace(
-        norm,
-        layers=keep,
-        mean={k: v for k, v in norm.mean.items() if k in used},
-        std={k: v for k, v in norm.std.items() if k in used},
-    )
-
-
-def group_rows(
-    norm: Normaliser, calibration: Mapping[str, str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Return the layers of a model's inputs as `FusionConfig.groups` wants them."""
-    made: dict[str, dict[str, Any]] = {}
-    for group, layers in norm.groups().items():
-        rows = []
-        for layer in layers:
-            row: dict[str, Any] = {
-                "name": layer.name,
-                "channels": list(norm.channels(layer)),
-                "kind": layer.kind,
-                "units": layer.units,
-            }
-            if layer.stack_dim == "track":
-                row["aux"] = True  # geometry is known for dates on which nothing was seen
-            if layer.name in norm.mean:
-                row["mean"], row["std"] = list(norm.mean[layer.name]), list(norm.std[layer.name])
-            if calibration and layer.name in calibration:
-                row["calibration"] = calibration[layer.name]
-            rows.append(row)
-        made[group] = {"layers": rows}
-    return made
-
-
-def calibrations(samples: Samples) -> dict[str, str]:
-    """Return layer name -> radiometric calibration, as the stores' attributes say.
-
-    Raises
-    ------
-    CubeError
-        Two stores differ: sigma nought and gamma nought are not the same quantity.
-    """
-    found: dict[str, tuple[str, str]] = {}
+def _catalogs(samples: Samples) -> tuple[str, ...]:
+    """Return the names of the catalogues that the cubes were built from, empty where unstated."""
+    found = set()
     for store in samples.stores:
-        for name in samples.layers:
-            note = Path(store.path) / name / "zarr.json"
-            if not note.is_file():
-                continue
-            value = json.loads(note.read_text()).get("attributes", {}).get("calibration")
-            if value is None:
-                continue
-            first, where = found.setdefault(name, (str(value), str(store.path)))
-            if first != value:
-                raise CubeError(
-                    f"{name} is {first} in {where} and {value} in {store.path}: a model takes one "
-                    "calibration; convert one cube, or train on cubes of one kind"
-                )
-    return {name: value for name, (value, _) in found.items()}
+        note = Path(store.path) / "zarr.json"
+        if note.is_file():
+            attrs = json.loads(note.read_text()).get("attributes", {})
+            found.add(str(attrs.get("catalog", "")))
+    return tuple(sorted(found))

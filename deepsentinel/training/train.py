@@ -1,20 +1,19 @@
 """Training: a recipe and samples in, a run folder out; killed and started again, it goes on.
 
-A run folder holds ``recipe.json``, ``checkpoints/`` (the last two), ``history.csv``,
-``tensorboard/``, ``bad.jsonl`` (steps skipped as not finite, and their samples), and at the end
-``model/`` (`Fusion.save_pretrained`) and ``run.json``. What a step does is a function of (seed,
-number of the batch): resumed on the same machine, a run ends with the same weights to the last bit.
+A run folder holds ``recipe.json`` and ``split.json`` (see `folder`), ``checkpoints/`` (the last
+two), ``history.csv``, ``tensorboard/``, ``bad.jsonl`` (batches skipped as not finite, and their
+samples), and at the end ``model/`` (`Fusion.save_pretrained`) and ``run.json``. What a step does is
+a function of (seed, number of the batch): resumed on the same machine, a run ends with the same
+weights to the last bit.
 """
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import logging
 import math
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,8 @@ from cubes.types import CubeError, Progress
 from deepsentinel.model import Fusion, FusionConfig
 from deepsentinel.recipe import Recipe, TrainRecipe
 from deepsentinel.training import checkpoint
-from deepsentinel.training.objectives import Objective, objective
+from deepsentinel.training import folder as run_folder
+from deepsentinel.training.objectives import Objective, check_names, objective
 from deepsentinel.training.sources import CubeSource, Fetched, Source
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Run:
     seconds: float
     """In this process; less than the whole where the run was resumed."""
     skipped: int
-    """Steps left out because loss or gradient was not finite."""
+    """Batches, or steps, left out because loss or gradient was not finite."""
     resumed: int | None
     """Step that this process went on from."""
     recipe_sha256: str
@@ -100,12 +100,23 @@ def train(
     CubeError
         No training samples, another run in `out`, or too many steps that were not finite.
     """
-    objective(recipe.objective.name, **dict(recipe.objective.options))  # wrong options fail now
+    wanted = objective(recipe.objective.name, **dict(recipe.objective.options))
     sources = _sources(recipe, samples, norm)
+    # wrong options fail now, before anything is written
+    check_names(wanted, recipe.objective.options, sources["train"].groups)
     folder = Path(out)
-    finished = _claim(folder, recipe, sources["train"], force=force)
-    if finished is not None:
-        return finished
+    with run_folder.locked(folder):
+        finished = run_folder.claim(folder, recipe, sources, force=force)
+        if finished is not None:
+            return Run(**finished)
+        parts = samples if isinstance(samples, Mapping) else {"train": samples}
+        run_folder.write_split(folder, parts)
+        return _train(recipe, sources, folder, progress)
+
+
+def _train(
+    recipe: Recipe, sources: dict[str, Source], folder: Path, progress: Progress | None
+) -> Run:
     started = time.monotonic()
     torch.manual_seed(recipe.seed)
     config = FusionConfig.sized(
@@ -113,7 +124,8 @@ def train(
         sources["train"].groups,
         normaliser=sources["train"].normaliser,
         card={"recipe": json.loads(recipe.to_json()), "recipe_sha256": recipe.sha256,
-              "samples_sha256": sources["train"].sha256, "torch": torch.__version__},
+              "samples_sha256": sources["train"].sha256, "torch": torch.__version__,
+              "catalogs": list(getattr(sources["train"], "catalogs", ()))},
         **recipe.model.options(),
     )  # fmt: skip
     module = Training(Fusion(config), recipe, sources, folder, progress)
@@ -136,33 +148,14 @@ def _sources(recipe: Recipe, samples: Any, norm: Normaliser | None) -> dict[str,
         from deepsentinel.loading.normalise import Normaliser
 
         norm = Normaliser.of(stats(parts["train"]), parts["train"].layers)
-    made: dict[str, Source] = {"train": CubeSource(parts["train"], recipe, norm, learn=True)}
+    learned = CubeSource(parts["train"], recipe, norm, learn=True)
+    made: dict[str, Source] = {"train": learned}
     if "val" in parts and len(parts["val"]):
-        made["val"] = CubeSource(parts["val"], recipe, norm, learn=False)
+        made["val"] = CubeSource(parts["val"], recipe, norm, learn=False, contract=learned.contract)
     return made
 
 
-def _claim(folder: Path, recipe: Recipe, source: Source, *, force: bool) -> Run | None:
-    """Return the finished run that is there, or None once the folder is ours to work in."""
-    mine = {"recipe": json.loads(recipe.to_json()), "samples_sha256": source.sha256}
-    note = folder / "recipe.json"
-    if note.is_file() and json.loads(note.read_text()) != mine:
-        if not force:
-            raise CubeError(
-                f"{folder} holds a run of another recipe or other samples: give another folder, "
-                "or force=True to remove it"
-            )
-        shutil.rmtree(folder)
-    done = folder / "run.json"
-    if done.is_file():
-        return Run(**json.loads(done.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(mine, indent=1, sort_keys=True) + "\n")
-    return None
-
-
 def _fit(module: Training, folder: Path, recipe: TrainRecipe) -> None:
-    _keep_heap()
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=recipe.accelerator,
@@ -177,6 +170,9 @@ def _fit(module: Training, folder: Path, recipe: TrainRecipe) -> None:
             num_sanity_val_steps=0,
             log_every_n_steps=1,  # we log by ourselves; more than an epoch's batches is a warning
         )
+        for source in module.sources.values():
+            if isinstance(source, CubeSource):
+                source.on(trainer.strategy.root_device)
         if module.step < recipe.steps:
             trainer.fit(module, datamodule=Data(module.sources["train"]))
 
@@ -258,6 +254,7 @@ class Training(lightning.LightningModule):
         self._recent: list[dict[str, Tensor]] = []
         self._clock = time.monotonic()
         self._ids: list[str] = []
+        self._finite = 0
         if recipe.train.compile:
             for module in model.modules():
                 if type(module).__name__ in ("Block", "GroupEncoder", "Detail"):
@@ -297,27 +294,38 @@ class Training(lightning.LightningModule):
         losses = self.objective(self.model, inputs, generator=generator, batch=fetched.batch)
         self.batches += 1
         self.position = fetched.position
-        self._ids += source.ids(fetched.batch)
-        finite = bool(torch.isfinite(losses["loss"]))
-        if finite:
+        ids = source.ids(fetched.batch)
+        if bool(torch.isfinite(losses["loss"])):
             self.manual_backward(losses["loss"] / t.accumulate)
             self._recent.append({k: v.detach() for k, v in losses.items()})
-        if self.batches % t.accumulate and finite:
+            self._finite += 1
+            self._ids += ids
+        else:
+            self._skip("loss", ids)
+        if self.batches % t.accumulate:
             return
+        finite, self._finite = self._finite, 0
+        ids, self._ids = self._ids, []
+        if finite == 0:
+            return
+        if finite < t.accumulate:  # the mean over the batches that count
+            torch._foreach_mul_(
+                [p.grad for p in self.model.parameters() if p.grad is not None],
+                t.accumulate / finite,
+            )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(t, self.step)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip) if finite else None
-        if norm is None or not bool(torch.isfinite(norm)):
-            optimizer.zero_grad()
-            self._skip("loss" if norm is None else "gradient")
-        else:
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), t.clip)
+        if bool(torch.isfinite(norm)):
             optimizer.step()
             optimizer.zero_grad()
             self.step += 1
             self._recent[-1]["grad_norm"] = norm.detach()
             self._average()
             self._after_step()
-        self._ids = []
+        else:
+            optimizer.zero_grad()
+            self._skip("gradient", ids)
 
     def _average(self) -> None:
         """Move the averaged weights; young averages follow fast: (1 + n) / (10 + n)."""
@@ -336,21 +344,21 @@ class Training(lightning.LightningModule):
         if last:
             self.trainer.should_stop = True
 
-    def _skip(self, what: str) -> None:
-        """Note a step that was not finite; give up after too many."""
+    def _skip(self, what: str, ids: list[str]) -> None:
+        """Note a batch, or the step of several, that was not finite; give up after too many."""
         self.bad += 1
-        note = {"step": self.step, "batch": self.batches - 1, "what": what, "samples": self._ids}
+        note = {"step": self.step, "batch": self.batches - 1, "what": what, "samples": ids}
         with (self.folder / "bad.jsonl").open("a") as file:
             file.write(json.dumps(note) + "\n")
         warnings.warn(
             f"the {what} of batch {self.batches - 1} is not finite; the step is skipped. Samples: "
-            f"{'; '.join(self._ids)}",
+            f"{'; '.join(ids)}",
             stacklevel=2,
         )
         if self.bad > self.recipe.train.max_bad:
             self.failure = CubeError(
                 f"{self.bad} steps were not finite, the last one at step {self.step} with samples "
-                f"{'; '.join(self._ids)}; they are listed in {self.folder / 'bad.jsonl'}. Look at "
+                f"{'; '.join(ids)}; they are listed in {self.folder / 'bad.jsonl'}. Look at "
                 "these samples, or lower train.lr; the last checkpoint is whole"
             )
             self.trainer.should_stop = True
@@ -468,19 +476,6 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tens
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-
-
-def _keep_heap() -> None:
-    """Make glibc keep freed memory: every step allocates the same large blocks again.
-
-    On a virtual machine with two cores a fresh page costs more than the arithmetic on it: a step of
-    the nano model took 0.60-0.71 s with the defaults and 0.52-0.55 s so, and no page fault.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:  # musl has none
-            mallopt(-4, 0)  # M_MMAP_MAX: never a mapping of its own
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never back to the system
 
 
 @contextmanager

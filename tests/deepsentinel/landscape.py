@@ -140,9 +140,9 @@ def model(path: Path, seed: int = 0, **options: Any) -> nn.Module:
 
     import torch
 
+    from deepsentinel.loading.contract import calibrations, group_rows
     from deepsentinel.loading.normalise import Normaliser
     from deepsentinel.model import Fusion, FusionConfig
-    from deepsentinel.training.sources import calibrations, group_rows
 
     parts = samples(path)
     norm = Normaliser.of(cubes.stats(parts), parts.layers)

@@ -17,7 +17,8 @@ import cubes
 from cubes.types import CubeError
 from deepsentinel.embedding import embedstore
 from deepsentinel.embedding.embed import embed, open_embeddings, quantise, verify_embeddings
-from deepsentinel.embedding.windows import CubeReader, tiles
+from deepsentinel.embedding.encoding import Encoder
+from deepsentinel.embedding.tiling import tiles
 
 
 @pytest.mark.parametrize("shape", [(256, 512), (64, 64), (130, 700), (257, 40), (512, 300)])
@@ -69,8 +70,8 @@ def test_no_seam_where_the_margin_covers_what_a_pixel_sees(
     near: Any, wide: Path, made: Path
 ) -> None:
     # one window over the whole cube knows no seam; trimmed windows must say the same
-    reader = CubeReader.of(wide, near)
-    whole, seen = reader.run(near, [reader.read(slice(0, 136), slice(0, 320))], 64)
+    encoder = Encoder.of(near, wide)
+    whole, seen = encoder.run([encoder.reader.read(slice(0, 136), slice(0, 320))], 64)
     got = open_embeddings(made)["embeddings"].to_numpy()[0]
     there = np.broadcast_to(seen[0], got.shape)
     np.testing.assert_array_equal(np.isfinite(got), there)

@@ -13,10 +13,10 @@ import torch
 from cubes import registry
 from cubes.types import CubeError
 from deepsentinel.loading.batch import Batch
+from deepsentinel.loading.contract import calibrations, chosen, group_rows
 from deepsentinel.loading.normalise import Normaliser, inputs
 from deepsentinel.model import Fusion, FusionConfig
 from deepsentinel.training.augment import crop
-from deepsentinel.training.sources import _only, calibrations, group_rows
 
 NAMES = ("s1/backscatter", "s1/incidence", "insar/coherence", "insar/phase", "s2/reflectance",
          "s2/scl", "s2/clear", "terrain/elevation")  # fmt: skip
@@ -76,12 +76,12 @@ def test_rows_of_a_model_follow_the_registry() -> None:
 
 
 def test_chosen_layers_keep_the_masks_that_go_with_them() -> None:
-    kept = _only(normaliser(), ("s1/backscatter", "s2/reflectance"))
+    kept = chosen(normaliser(), ("s1/backscatter", "s2/reflectance"))
     assert set(kept.layers) == {"s1/backscatter", "s2/reflectance", "s2/clear"}
     assert set(kept.mean) == {"s1/backscatter", "s2/reflectance"}
     assert "clear" in inputs(batch(), kept)["s2"]
     with pytest.raises(CubeError, match="no layer 's3/lst'"):
-        _only(normaliser(), ("s3/lst",))
+        chosen(normaliser(), ("s3/lst",))
 
 
 def test_crops_of_all_layers_show_the_same_ground() -> None:

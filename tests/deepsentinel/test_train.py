@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import GROUPS, Toy, ToySource, landscape
 
 from cubes.types import CubeError
-from deepsentinel.model import Fusion, FusionConfig
+from deepsentinel.model import Fusion, FusionConfig, usable
 from deepsentinel.recipe import Recipe, load_recipe, make_recipe
 from deepsentinel.training import checkpoint
-from deepsentinel.training.augment import Hiding, compact, hide, usable
+from deepsentinel.training.augment import Hiding, compact, hide
 from deepsentinel.training.objectives import (
     Masked,
     collapse,
@@ -438,7 +438,7 @@ def test_damaged_checkpoint_falls_back_with_a_warning(tmp_path: Path, damage: st
 
 WRITER = """
 import sys, torch
-from deepsentinel import checkpoint
+from deepsentinel.training import checkpoint
 big = {"a": torch.zeros(5_000_000)}
 step = 1
 checkpoint.save(sys.argv[1], step, big, {})
