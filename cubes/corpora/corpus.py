@@ -141,7 +141,8 @@ def corpus(
     Raises
     ------
     CubeError
-        No cube; not a cube, or not sealed; ids that repeat or cannot be keys.
+        No cube; not a cube, or not sealed; a ledger that is not the one that was sealed; ids that
+        repeat or cannot be keys.
     """
     _check_name(name, "corpus")
     paths: dict[str, Path] = {}
@@ -195,9 +196,7 @@ def sources_of(table: pd.DataFrame, catalogs: Iterable[str]) -> list[card.Source
 def _row(path: Path) -> tuple[dict[str, Any], str]:
     """Return a cube's row, and the catalogue that it came from."""
     build = ledger.load_build(path)
-    seal = ledger.sealed(build)
-    if seal is None:
-        raise CubeError(f"{path} is not finished; run cubes.write again before it is published")
+    seal = ledger.proved(build)
     plan = ledger.build_plan(build)
     table, arrays = ledger.load_table(build), ledger.build_arrays(build)
     box = plan.geobox

@@ -55,12 +55,14 @@ def publish(
     Raises
     ------
     CubeError
-        A damaged cube; another corpus at `url`, or one whose cubes this one lacks or has changed.
+        A damaged cube, or one written anew since the corpus was made; another corpus at `url`, or
+        one whose cubes this one lacks or has changed.
     """
     began = time.monotonic()
     remote = connect(url, options=options, requester_pays=requester_pays)
     if not corpus.stores:
         raise CubeError("this corpus was opened from elsewhere; publish one made by cubes.corpus")
+    _check_seals(corpus)
     _check_successor(corpus, remote)
     there = remote.sizes("cubes")
     manifest: list[tuple[str, str, int]] = []
@@ -82,6 +84,17 @@ def publish(
         bytes_written=size,
         seconds=time.monotonic() - began,
     )
+
+
+def _check_seals(corpus: Corpus) -> None:
+    """Refuse cubes that are not those of the corpus table, before anything is sent."""
+    for name, path in corpus.stores.items():
+        seal = ledger.proved(ledger.load_build(path))
+        if seal["tree_sha256"] != corpus.table.loc[name, "tree_sha256"]:
+            raise CubeError(
+                f"{path} was written anew since the corpus {corpus.name!r} was made of it; make "
+                "the corpus again with cubes.corpus"
+            )
 
 
 def _check_successor(corpus: Corpus, remote: Remote) -> None:
@@ -235,7 +248,8 @@ def verify_corpus(corpus: Corpus, *, quick: bool = False) -> Report:
     Returns
     -------
     Report
-        ``damaged`` lists keys that are missing or changed; ``reused`` counts those found whole.
+        ``damaged`` lists keys that are missing or changed, and cubes (``cubes/<id>.zarr``) whose
+        objects do not make the hash in the corpus table; ``reused`` counts those found whole.
 
     Raises
     ------
@@ -253,8 +267,9 @@ def verify_corpus(corpus: Corpus, *, quick: bool = False) -> Report:
     damaged = [KEYS[label] for label in ("card", "map") if not _whole(remote, body, label)]
     wanted = list(zip(rows["key"], rows["sha256"], rows["size"], strict=True))
     for key, _, _ in wanted:
-        if ".." in key.split("/") or not key.startswith("cubes/"):
+        if ".." in key.split("/") or not key.startswith("cubes/") or key.count("/") < 2:
             raise CubeError(f"{remote.url}/objects.parquet names a key outside of cubes: {key!r}")
+    damaged += _not_in_table(corpus, wanted)
     if quick:
         there = remote.sizes("cubes")
         damaged += [key for key, _, size in wanted if there.get(key) != size]
@@ -265,10 +280,22 @@ def verify_corpus(corpus: Corpus, *, quick: bool = False) -> Report:
     return Report(
         store=remote.url,
         state=state,
-        reused=len(wanted) - len([k for k in damaged if k.startswith("cubes/")]),
+        reused=len(wanted) - len({k for k, _, _ in wanted}.intersection(damaged)),
         damaged=tuple(sorted(damaged)),
         seconds=time.monotonic() - began,
     )
+
+
+def _not_in_table(corpus: Corpus, wanted: Iterable[tuple[str, str, int]]) -> list[str]:
+    """Return the cubes whose listed objects do not make the tree hash of the corpus table."""
+    cubes: dict[str, dict[str, tuple[str, int]]] = {str(n): {} for n in corpus.table.index}
+    for key, sha256, size in wanted:
+        _, store, inner = key.split("/", maxsplit=2)
+        objects = cubes.get(store.removesuffix(".zarr"))
+        if objects is not None and not inner.startswith(f"{ledger.FOLDER}/"):
+            objects[inner] = (sha256, size)
+    known = corpus.table["tree_sha256"]
+    return [f"cubes/{n}.zarr" for n, o in cubes.items() if ledger.tree_sha256(o) != known[n]]
 
 
 def _whole(remote: Remote, body: Mapping[str, Any], label: str) -> bool:

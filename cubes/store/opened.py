@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,11 +22,44 @@ from cubes.types import CubeError, Layout, Plan
 Chunks = Literal["stored"] | Mapping[str, int] | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Guard:
+    """Sees, by one look at a file per read, that a store is still the one that was opened."""
+
+    store: Path
+    tree_sha256: str
+    mark: tuple[int, int]
+
+    @classmethod
+    def of(cls, build: Build, tree_sha256: str) -> Guard:
+        """Return the guard of a sealed store."""
+        return cls(store=build.store, tree_sha256=tree_sha256, mark=cls._mark(build.store))
+
+    @staticmethod
+    def _mark(store: Path) -> tuple[int, int]:
+        found = (store / ledger.FOLDER / "sealed.json").stat()
+        return found.st_ino, found.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise CubeError if the cube was replaced by another one since it was opened."""
+        try:
+            if self._mark(self.store) == self.mark:
+                return
+            now = ledger.sealed(ledger.load_build(self.store))
+        except FileNotFoundError:
+            now = None
+        if now is None or now["tree_sha256"] != self.tree_sha256:
+            raise CubeError(
+                f"{self.store} was written anew since it was opened, and this cube still describes "
+                "what lay there before; open it again"
+            )
+
+
 class _Physical(BackendArray):
     """One array of a store as physical values, read and decoded only where it is indexed."""
 
-    def __init__(self, store: Any, array: ArrayLayout) -> None:
-        self.store, self.array = store, array
+    def __init__(self, store: Any, array: ArrayLayout, guard: Guard | None) -> None:
+        self.store, self.array, self.guard = store, array, guard
         self.shape = array.shape
         kind = array.layer.kind
         self.dtype = np.dtype({"mask": "bool", "class": array.layer.dtype}.get(kind, "float32"))
@@ -36,6 +72,8 @@ class _Physical(BackendArray):
     def _read(self, key: tuple[Any, ...]) -> Any:
         import zarr
 
+        if self.guard is not None:
+            self.guard.check()
         # opened per read: cheap (one small file), and safe to pickle and to fork
         raw = zarr.open_array(self.store, path=self.array.name, mode="r", zarr_format=3)
         return self.array.physical(np.asarray(raw.oindex[key]))
@@ -45,19 +83,42 @@ def cube(build: Build, chunks: Chunks, *, partial: bool) -> xr.DataTree:
     """Return the cube in a store, see `cubes.open`."""
     missing = _missing(build, partial)
     seal = ledger.sealed(build)
+    lost = _lost(build)
+    if lost and not partial:
+        raise CubeError(
+            f"{build.store} lacks {len(lost)} objects that were written, first {lost[0]}; they "
+            "would read as nodata. cubes.repair(store) makes them again, partial=True opens the "
+            "cube without them"
+        )
+    if seal and not partial:
+        ledger.refuse_broken(build)
+    guard = Guard.of(build, seal["tree_sha256"]) if seal else None
     # a sealed store never changes, so a name can say what it holds; else a new one each time
     token = f"{build.store}-{seal['tree_sha256']}" if seal else uuid.uuid4().hex
     out = assembled(
-        ledger.build_plan(build), build.layout, str(build.store), chunks=chunks, token=token
+        ledger.build_plan(build),
+        build.layout,
+        str(build.store),
+        chunks=chunks,
+        token=token,
+        guard=guard,
     )
     out.name = out.name or build.store.stem
     if missing:
         out.attrs["missing_regions"] = missing
+    if lost:
+        out.attrs["missing_objects"] = len(lost)
     return out
 
 
 def assembled(
-    plan: Plan, layout: Layout, source: Any, *, chunks: Chunks, token: str
+    plan: Plan,
+    layout: Layout,
+    source: Any,
+    *,
+    chunks: Chunks,
+    token: str,
+    guard: Guard | None = None,
 ) -> xr.DataTree:
     """Return the cube of a plan whose arrays lie in a Zarr store, lazy, in physical units.
 
@@ -71,15 +132,44 @@ def assembled(
         See `cubes.open`.
     token : str
         Names the dask arrays: equal for equal bytes.
+    guard : Guard, optional
+        Asked before each read.
     """
     arrays = array_layouts(plan, layout)
-    tree = {"/": _dataset(plan, "", source, {}, chunks=chunks, token=token)}
-    for group in metadata.groups(plan):
-        mine = {n: a for n, a in arrays.items() if a.layer.group == group}
-        tree[group] = _dataset(plan, group, source, mine, chunks=chunks, token=token)
+
+    def variable(array: ArrayLayout) -> xr.Variable:
+        lazy = indexing.LazilyIndexedArray(_Physical(source, array, guard))
+        attrs = metadata.attributes(plan.array(array.name), plan)
+        out = xr.Variable(array.layer.dims, lazy, attrs=attrs)
+        out.encoding["grid_mapping"] = "spatial_ref"
+        return out if chunks is None else _chunked(out, array, chunks, token)
+
+    tree = {}
+    for group in ["", *metadata.groups(plan)]:
+        coords = {
+            name: metadata.decoded(name, coord)
+            for name, coord in metadata.coordinates(plan, group).items()
+        }
+        mine = [a for a in arrays.values() if a.layer.group == group]
+        data = {a.layer.variable: variable(a) for a in mine}
+        tree[group or "/"] = xr.Dataset(data, coords=coords)
     tree["/"].attrs = metadata.root_attributes(plan)
     name = plan.attrs.get("aoi")
     return xr.DataTree.from_dict(tree, name=None if name is None else str(name))
+
+
+def _lost(build: Build) -> list[str]:
+    """Return the keys that the ledger recorded and that are gone: an absent shard reads as nodata.
+
+    One walk through the folders, no look at a file: 12 ms for 10,000 objects on a local disk.
+    """
+    recorded = ledger.load_table(build).objects
+    root = str(build.store)
+    there: set[str] = set()
+    for folder, _, names in os.walk(root):
+        start = folder[len(root) + 1 :].replace(os.sep, "/")
+        there.update(f"{start}/{name}" if start else name for name in names)
+    return sorted(k for k in recorded if k not in there)
 
 
 def _missing(build: Build, partial: bool) -> int:
@@ -94,31 +184,6 @@ def _missing(build: Build, partial: bool) -> int:
             "partial=True"
         )
     return missing
-
-
-def _dataset(
-    plan: Plan,
-    group: str,
-    source: Any,
-    arrays: Mapping[str, ArrayLayout],
-    *,
-    chunks: Chunks,
-    token: str,
-) -> xr.Dataset:
-    coords = {}
-    for name, coord in metadata.coordinates(plan, group).items():
-        coords[name] = metadata.decoded(name, coord)
-    data = {}
-    for name, array in arrays.items():
-        lazy = indexing.LazilyIndexedArray(_Physical(source, array))
-        variable = xr.Variable(
-            array.layer.dims, lazy, attrs=metadata.attributes(plan.array(name), plan)
-        )
-        variable.encoding["grid_mapping"] = "spatial_ref"
-        if chunks is not None:
-            variable = _chunked(variable, array, chunks, token)
-        data[array.layer.variable] = variable
-    return xr.Dataset(data, coords=coords)
 
 
 def _chunked(

@@ -86,7 +86,8 @@ def source(what: Any) -> CubeSource:
     if isinstance(what, Plan):
         return _plan_source(what, None)
     if isinstance(what, xr.DataTree):
-        schema.check(what)
+        # of values only those are refused that the layout asked for would alter, see `spans`
+        schema.check(what, values=False)
         return TreeSource(plan=tree_plan(what), tree=what, name=f"tree {fingerprint(what)}")
     if callable(getattr(what, "plan", None)):
         return _plan_source(what.plan(), None)
@@ -174,7 +175,17 @@ class TreeSource:
         return TreePixels(tree=self.tree, arrays=arrays, client=client)
 
     def spans(self, arrays: dict[str, ArrayLayout], slots: int) -> dict[str, int]:
-        """Return patches per region edge: whole dask chunks, so that none is computed twice."""
+        """Return patches per region edge: whole dask chunks, so that none is computed twice.
+
+        Raises
+        ------
+        CubeError
+            Arrays in memory hold values in other units; before anything is written.
+        """
+        rows = {name: array.layer for name, array in arrays.items()}
+        problems = schema.values_of_other_units(self.tree, rows)
+        if problems:
+            raise CubeError("this cube cannot be stored as it is:\n- " + "\n- ".join(problems))
         out = spans(arrays, slots)
         for array in arrays.values():
             chunks = _variable(self.tree, array.layer).chunks
@@ -240,11 +251,10 @@ class TreePixels:
         problem = schema.wrong_values(block, array.layer)
         if problem:
             raise CubeError(problem)
-        if np.dtype(array.layer.dtype).kind in "iu":
-            count = schema.outside(block, array.layer)
-            if count:
-                with self.guard:
-                    self.clipped[array.name] = self.clipped.get(array.name, 0) + count
+        count = schema.outside(block, array.layer)
+        if count:
+            with self.guard:
+                self.clipped[array.name] = self.clipped.get(array.name, 0) + count
 
 
 def _variable(tree: xr.DataTree, layer: Layer) -> xr.Variable:

@@ -297,8 +297,8 @@ def open(  # the verb of the package: cubes.open
         dask chunks: one per shard; None: no dask, values are read when indexed or loaded; or by
         dimension.
     partial : bool
-        Open also what is not finished: regions not yet written read as nodata (masks as False),
-        and the root's attribute ``missing_regions`` says how many there are.
+        Open also what is not finished or has lost objects: they read as nodata (masks as False),
+        and the root's attributes ``missing_regions`` and ``missing_objects`` say how many.
 
     Returns
     -------
@@ -310,7 +310,8 @@ def open(  # the verb of the package: cubes.open
     Raises
     ------
     CubeError
-        Not a cube; of a newer version; not finished, unless `partial`.
+        Not a cube; of a newer version; not finished, or lacking an object that was written, unless
+        `partial`. Later, when values are read: the store was written anew since.
     """
     return opened.cube(ledger.load_build(store), chunks, partial=partial)
 

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import odc.geo.xr  # noqa: F401  registers the accessor
 import pytest
 import xarray as xr
 
-from cubes.store import build, layout, ledger
+from cubes.store import build, layout, ledger, run
 from cubes.store import verbs as store
 from cubes.types import AssetReadError, CubeError, Layout, Plan, Report
 
@@ -235,11 +236,16 @@ def test_damage_is_found_and_mended(plan: Plan, whole: tuple[Path, Report], tmp_
     body = bytearray(flipped.read_bytes())
     body[len(body) // 3] ^= 4
     flipped.write_bytes(body)
+    with pytest.raises(Exception, match=r"(?i)checksum|crc"):
+        store.open(path)["s2"].reflectance[2:4].load()
     lost.unlink()
     stray.write_bytes(b"not one of ours")
     text.write_text(text.read_text().replace("uint8", "int8"))
-    with pytest.raises(Exception, match=r"(?i)checksum|crc"):
-        store.open(path)["s2"].reflectance[2:4].load()
+    with pytest.raises(CubeError, match=r"lacks 1 objects .*s1/backscatter/c/2/0/0/2.*repair"):
+        store.open(path)
+    part = store.open(path, partial=True)
+    assert part.attrs["missing_objects"] == 1
+    assert part["s1"].backscatter[4, 0, :64, 128:].isnull().all()
     report = store.verify(path)
     assert report.state == "damaged"
     assert set(report.damaged) == {str(p.relative_to(path)) for p in (flipped, lost, stray, text)}
@@ -320,6 +326,51 @@ def test_a_dask_cluster_writes_the_same_bytes(
     assert files(path) == files(whole[0])
     (path / "s2/scl/c/0/0/0").unlink()
     assert store.repair(path, client=client).tree_sha256 == whole[1].tree_sha256
+
+
+HANGING = """
+import time
+from cubes.store import build
+quick = build._read_block
+def slow(*args):
+    time.sleep(0.4)
+    return quick(*args)
+build._read_block = slow
+"""
+
+
+@pytest.mark.parametrize("leave", [0.0, 10.0])
+def test_tasks_of_an_interrupted_writer_touch_nothing_more(
+    plan: Plan, archive: Path, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch,
+    leave: float,
+) -> None:  # fmt: skip
+    """They outlive it: what they still read must not land in the cube of the next one."""
+    monkeypatch.setattr(run, "LEAVE", leave, raising=False)
+    path = tmp_path / "taken.zarr"
+    client.run(exec, HANGING, {})
+
+    def interrupt(done: int, total: int, what: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(plan, path, layout=LAYOUT, client=client, progress=interrupt)
+    other: Plan = small.plan(archive, dilate=0)
+    report = store.write(other, path, layout=LAYOUT, force=True)
+    before = files(path)
+    until = time.monotonic() + 20
+    while any(client.processing().values()) or any(client.run(_busy).values()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert files(path) == before
+    assert store.verify(path).state == "sealed"
+    assert store.verify(path).tree_sha256 == report.tree_sha256
+    client.restart()
+
+
+def _busy(dask_worker: Any) -> bool:
+    return bool(dask_worker.state.executing_count) or any(
+        thread.name.startswith("cubes-step") for thread in threading.enumerate()
+    )
 
 
 SLOW_READS = """
