@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from cubes.types import CubeError
 
@@ -162,11 +163,15 @@ def _match(pattern: re.Pattern[str], text: str, what: str, example: str) -> dict
     found = pattern.fullmatch(text)
     if found is None:
         raise CubeError(f"{text!r} is not a {what} id such as {example}")
-    parts = found.groupdict()
-    for part in parts.values():
-        if part is not None and not _possible(part):
-            raise CubeError(f"{text!r} is not a {what} id: there is no date or time {part!r}")
-    return parts
+    return _parts(found, what)
+
+
+def _parts(found: re.Match[str], what: str) -> dict[str, Any]:
+    """Return the parts of an id, refusing dates and times that there are not."""
+    for part in found.groups(""):
+        if not _possible(part):
+            raise CubeError(f"{found[0]!r} is no {what} id: there is no date or time {part!r}")
+    return found.groupdict()
 
 
 def _possible(part: str) -> bool:
@@ -460,9 +465,9 @@ def parse_opera(text: str) -> OperaProduct:
     for pattern in _OPERA:
         found = pattern.fullmatch(text)
         if found is not None:
-            g = found.groupdict()
+            g = _parts(found, "OPERA")
             numbers = {k: int(g[k]) for k in ("track", "burst", "posting") if g.get(k)}
-            return OperaProduct(**{**g, **numbers})  # type: ignore[arg-type]
+            return OperaProduct(**{**g, **numbers})
     raise CubeError(
         f"{text!r} is not an OPERA RTC-S1, CSLC-S1 or STATIC id such as "
         "OPERA_L2_RTC-S1_T137-292318-IW1_20250102T015857Z_20250102T190143Z_S1A_30_v1.0_VV.tif"
@@ -479,7 +484,7 @@ def parse_sen12ts(text: str) -> Sen12tsPair | Sen12tsLabel:
     """
     found = _SEN12TS_PAIR.fullmatch(text)
     if found is not None:
-        return Sen12tsPair(**found.groupdict())
+        return Sen12tsPair(**_parts(found, "SEN12TS"))
     g = _match(
         _SEN12TS_LABEL,
         text,

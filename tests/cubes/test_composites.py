@@ -243,3 +243,20 @@ def test_blocks_stay_in_bounds(cube: xr.DataTree, monkeypatch) -> None:
     out = composites.median(cube)
     assert max(out["reflectance"].data.chunks[-1]) <= 32
     assert out["reflectance"].equals(composites.median(_cube(CHUNKS[1]))["reflectance"])
+
+
+@pytest.mark.parametrize("function", [composites.nearest, composites.best])
+def test_dates_may_have_a_zone_and_must_be_dates(function) -> None:
+    cube = _cube()
+    plain, zoned = (function(cube, d) for d in ("2021-05-12 10:00", "2021-05-12T12:00+02:00"))
+    xr.testing.assert_equal(plain.load(), zoned.load())
+    for wrong in ("next week", None):
+        with pytest.raises(cubes.CubeError, match=r"cannot read .* as a Timestamp"):
+            function(cube, wrong)
+
+
+def test_a_gap_must_be_a_length_of_time() -> None:
+    with pytest.raises(cubes.CubeError, match="'a month' as a Timedelta; give one such as '30D'"):
+        composites.nearest(_cube(), "2021-05-12", max_gap="a month")
+    with pytest.raises(cubes.CubeError, match=r"cannot dilate by 1\.5 pixels"):
+        composites.dilate(_cube()["s2"].to_dataset()["clear"], 1.5)

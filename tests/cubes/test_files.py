@@ -115,6 +115,13 @@ def test_hyp3_is_an_insar_group_that_can_be_stored(hyp3: Path) -> None:
     assert np.isnan(look.up[:4]).all()
 
 
+def test_hyp3_of_an_unknown_polarisation_is_refused(hyp3: Path) -> None:
+    for path in list(hyp3.iterdir()):
+        path.rename(path.with_name(path.name.replace("_VV_", "_")))
+    with pytest.raises(CubeError, match="does not say its polarisation"):
+        files.open_hyp3(hyp3)
+
+
 def test_hyp3_without_its_text_or_of_two_products_is_refused(hyp3: Path) -> None:
     text = hyp3 / f"{HYP3}.txt"
     text.write_text("Baseline: 3\n")
@@ -248,6 +255,10 @@ def test_pairs_of_bursts_and_polarisations_make_a_group(tmp_path: Path) -> None:
     assert group.pair.to_numpy().tolist() == ["20221216T145959_20221228T145959_87D"]
     assert group["items"].item().count(",") == 3
     cubes.check(xr.DataTree.from_dict({"insar": group}))
+    assert group.looks_effective.dims == ("pair",)
+    assert group.looks_effective.chunks is not None, "opening reads no pixel"
+    # white speckle: window (5, 10), multilooked (1, 2), see test_insar
+    assert float(group.looks_effective[0]) == pytest.approx(52.6, rel=0.05)
     loaded = group.load().isel(pair=0, pol=0)
     assert not np.isnan(loaded.coherence).any()
     upper, lower = loaded.isel(y=slice(5, 145)), loaded.isel(y=slice(165, 305))
@@ -285,6 +296,7 @@ def test_a_polarisation_without_a_partner_is_no_data(tmp_path: Path) -> None:
     np.testing.assert_array_equal(group.phase[0, 0], group.phase[0, 1])
     cubes.write(xr.DataTree.from_dict({"insar": group}), tmp_path / "pairs.zarr")
     stored = cubes.open(tmp_path / "pairs.zarr")["insar"]
+    np.testing.assert_array_equal(stored.looks_effective, group.looks_effective)
     np.testing.assert_allclose(stored.coherence, group.coherence, atol=5.1e-5)
     assert stored.orbit_state.to_numpy().tolist() == ["descending"] * 2
 

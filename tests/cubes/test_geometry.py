@@ -246,3 +246,13 @@ def test_real_backscatter_falls_with_local_incidence_only_under_the_true_look(
     assert mirrored > 0.2
     assert 20 < low < 26
     assert 44 < high < 50
+
+
+@pytest.mark.parametrize("look", [Look(east=0, north=0, up=1), "unknown"])
+def test_a_look_without_direction_is_refused(look: Look | str) -> None:
+    dem = plane(0.1, 0.0)
+    if isinstance(look, str):
+        nothing = np.full(dem.shape, np.nan)
+        look = Look(east=nothing, north=nothing, up=nothing)
+    with pytest.raises(CubeError, match="have no direction on the ground"):
+        geometry.layover_shadow(dem, look)

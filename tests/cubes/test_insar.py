@@ -165,3 +165,22 @@ def test_effective_looks_ignore_slow_contrast() -> None:
     rng = np.random.default_rng(1)
     fields = np.exp(gaussian_filter(rng.normal(size=(SIZE, SIZE)), 25) * 40)
     assert insar.effective_looks(a * fields, (5, 5)) == pytest.approx(25, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("window", "multilook", "wanted"),
+    [
+        ((5, 10), (1, 1), 50),
+        ((1, 1), (5, 10), 50),
+        ((1, 1), (1, 1), 1),
+        # a window of 10 moved by one pixel: the two outermost columns count half
+        ((5, 10), (1, 2), 5 / (9 * 0.1**2 + 2 * 0.05**2)),
+    ],
+)
+def test_nominal_looks_are_those_of_white_speckle(
+    window: tuple[int, int], multilook: tuple[int, int], wanted: float
+) -> None:
+    a, b = pair(0.5, seed=3)
+    found = insar.coherence(a, b, window=window, multilook=multilook)
+    assert found.coherence.attrs["nominal_looks"] == pytest.approx(wanted, abs=1e-3)
+    assert insar.effective_looks(a, window, multilook=multilook) == pytest.approx(wanted, rel=0.03)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -151,6 +152,26 @@ def test_product_and_datastrip_of_different_platforms_are_no_image() -> None:
 )
 def test_other_ids_are_refused(parse, text: str) -> None:
     with pytest.raises(CubeError, match="is not a Sentinel"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "word"),
+    [
+        (names.parse_s2_product, "S2A_MSIL2A_20239999T999999_N0509_R060_T50KPC_20230116T112621",
+         "no date or time '20239999T999999'"),
+        (names.parse_s2_product, "S2A_MSIL2A_20230116T021341_N0509_R060_T50KPC_20230230T112621",
+         "no date or time '20230230T112621'"),
+        (names.parse_s2_product, "S2A_MSIL2A_20230116T021341_N0509_R999_T50KPC_20230116T112621",
+         "relative orbit 999; Sentinel-2 has 1 to 143"),
+        (names.parse_s2_product, "S2A_MSIL2A_20230116T021341_N0509_R000_T50KPC_20230116T112621",
+         "relative orbit 0"),
+        (names.parse_s2_datastrip, STRIP.replace("S20230820T09", "S20230820T24"), "no date"),
+        (names.parse_opera, RTC.replace("20250102T0158", "20251302T0158"), "no date"),
+    ],
+)  # fmt: skip
+def test_ids_of_moments_and_orbits_that_there_are_not(parse: Any, text: str, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
         parse(text)
 
 

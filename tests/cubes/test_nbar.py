@@ -137,3 +137,12 @@ def test_real_items_give_factors_near_one(real) -> None:
     assert len(seen) >= 10
     # Roy et al. (2017) report differences of some per cent between the edges of a swath
     assert 0.9 < min(seen) < 1 < max(seen) < 1.1
+
+
+def test_angles_of_other_times_are_refused_and_lose_no_date() -> None:
+    cube = _cube()
+    times = cube["s2"].to_dataset().time + np.timedelta64(1, "D")
+    sun = xr.DataArray([35.0, 33], dims="time", coords={"time": times.to_numpy()})
+    angles = Angles(sun_zenith=sun, sun_azimuth=150, view_zenith=8, view_azimuth=105)
+    with pytest.raises(cubes.CubeError, match="angles lie on another 'time'"):
+        nbar.nbar(cube, angles=angles)

@@ -347,7 +347,9 @@ def published(
     s1 = np.empty((19, edge, edge), np.float32)
     for k in range(4):
         day = pd.Timestamp(s1_date) - pd.Timedelta(days=12 * k)
-        s1[4 * k : 4 * k + 4] = np.random.default_rng(day.dayofyear).normal(size=(4, edge, edge))
+        dates = np.random.default_rng(day.dayofyear).normal(size=(4, edge, edge))
+        dates[2] = np.clip(np.abs(dates[2]), 0, 1)  # a coherence
+        s1[4 * k : 4 * k + 4] = dates
     s1[16:18] = np.random.default_rng(0).uniform(1, 40, (2, edge, edge))
     s1[18] = 1
     s2 = np.random.default_rng(pd.Timestamp(s2_date).dayofyear).integers(

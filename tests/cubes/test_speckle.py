@@ -76,3 +76,13 @@ def test_what_cannot_be_filtered_is_refused(call, word: str) -> None:
     data, _ = scene(dates=3, size=30)
     with pytest.raises(CubeError, match=word):
         call(data)
+
+
+@pytest.mark.parametrize("chunk", [6, 4])
+def test_a_window_may_be_wider_than_the_image(chunk: int) -> None:
+    data, _ = scene(2, size=6)
+    lazy = data.chunk(x=chunk)
+    for function in (speckle.lee, speckle.multitemporal):
+        out = function(lazy, size=15)
+        assert out.chunks[1:] == lazy.chunks[1:], "the chunks that came in"
+        np.testing.assert_allclose(out, function(data, size=15), atol=1e-5)
