@@ -150,7 +150,7 @@ def digest(*parts: Any) -> str:
 
 def source_digest(modules: Iterable[str]) -> str:
     """Return the SHA-256 of the source files of packages and modules, by their dotted names."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     total = hashlib.sha256()
     for module in sorted(modules):
         base = root.joinpath(*module.split("."))

@@ -27,7 +27,10 @@ EPOCH = np.datetime64("2000-01-01", "D")
 
 
 def pixel_statistics(x: Floats, valid: Bools) -> Floats:
-    """Return mean, standard deviation, quantiles over time and share of dates, float32, (F, P).
+    """Return mean, standard deviation and quantiles over time, float32, (F, P).
+
+    The share of usable dates is left out: it tells of clouds and orbits, not of ground, and with it
+    the probe scored lower on another world (0.837 mIoU against 0.842).
 
     Parameters
     ----------
@@ -39,7 +42,7 @@ def pixel_statistics(x: Floats, valid: Bools) -> Floats:
     Returns
     -------
     array
-        (C * (3 + len(QUANTILES)), P); NaN where a channel has no usable date.
+        (C * (2 + len(QUANTILES)), P); NaN where a channel has no usable date.
     """
     n = valid.sum(0)
     some = n > 0
@@ -59,8 +62,7 @@ def pixel_statistics(x: Floats, valid: Bools) -> Floats:
         with np.errstate(invalid="ignore"):
             parts.append(a + (b - a) * (at - low))
     out = np.stack([np.where(some, p, np.nan) for p in parts])
-    share = valid.mean(0, dtype=np.float32)[None]
-    return np.concatenate([out, share]).reshape(-1, x.shape[-1]).astype(np.float32)
+    return out.reshape(-1, x.shape[-1]).astype(np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,25 +334,42 @@ def radar_features(radar: Radar, queries: npt.ArrayLike) -> Floats:
     Backscatter in dB at the nearest date and averaged (linear power) in windows of `WINDOWS` days
     around the date, in the 45 days before and after it and over all dates; VH - VV of each;
     standard deviation over all dates; coherence at the nearest date with a pair, in windows and
-    over all dates; incidence of the nearest date; day of year. NaN where nothing is there.
+    over all dates; incidence of the nearest date; day of year; and what a pixel is like over all
+    dates (means, deviation, coherence) times the day of year and times each other: a ridge is
+    linear, and a forest's season is not that of a field. NaN where nothing is there.
     """
     q = np.atleast_1d(np.asarray(queries, np.float64))
     lag = radar.days[None] - q[:, None]
     masks = [np.abs(lag) <= h for h in WINDOWS]
     masks += [(lag <= 0) & (lag >= -45), (lag >= 0) & (lag <= 45), np.ones(lag.shape, bool)]
     weights = np.stack([_nearest(lag, radar.power), *masks], 1).astype(np.float32)
-    parts = [_ratio(db(_average(weights, radar.power)))]
+    backscatter = _ratio(db(_average(weights, radar.power)))
     spread = _spread(db(radar.power))
-    parts.append(np.broadcast_to(spread, (len(q), *spread.shape)))
+    parts = [backscatter, np.broadcast_to(spread, (len(q), *spread.shape))]
+    # the last window is all dates: the same at every query, so the first stands for all
+    kind = [backscatter[:1, -(backscatter.shape[1] // len(weights[0])) :], spread[None]]
     if radar.coherence is not None:
         near = np.stack([_nearest(lag, radar.coherence), *masks], 1).astype(np.float32)
-        parts.append(_average(near, radar.coherence).reshape(len(q), -1, spread.shape[-1]))
+        coherence = _average(near, radar.coherence)
+        parts.append(coherence.reshape(len(q), -1, spread.shape[-1]))
+        kind.append(coherence[:1, -1])
     if radar.incidence is not None:
         near = _nearest(lag, radar.incidence[:, None])[:, None].astype(np.float32)
         parts.append(_average(near, radar.incidence[:, None])[:, 0])
     doy = season(q).T[:, :, None]
     parts.append(np.broadcast_to(doy, (*doy.shape[:2], spread.shape[-1])))
+    parts += _products(np.concatenate(kind, 1)[0], doy)
     return np.concatenate(parts, 1).astype(np.float32, copy=False)
+
+
+def _products(kind: Floats, doy: Floats) -> list[Floats]:
+    """Return features (K, P) times seasons (Q, 4, 1), their pairs, and pairs times two seasons."""
+    first, second = np.triu_indices(len(kind))
+    pairs = kind[first] * kind[second]
+    shape = (len(doy), *pairs.shape)
+    out = [kind[None] * doy[:, k : k + 1] for k in range(doy.shape[1])]
+    out.append(np.broadcast_to(pairs, shape))
+    return out + [pairs[None] * doy[:, k : k + 1] for k in range(2)]
 
 
 def _nearest(lag: Doubles, values: Floats) -> Bools:

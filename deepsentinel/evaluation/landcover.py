@@ -1,4 +1,4 @@
-"""Land cover: a linear probe on frozen dense features beside pixel statistics and controls.
+"""Land cover: a linear probe on the embedding as written, beside pixel statistics and controls.
 
 Every contender gets the same labelled pixels of the training samples, the same probe and the
 same choice of penalties on the same held-out tiles; all labelled pixels of the test samples are
@@ -15,30 +15,35 @@ import numpy.typing as npt
 import pandas as pd
 
 from cubes import registry
-from cubes.types import CubeError, Legend
+from cubes.types import CubeError, Legend, Progress
 from deepsentinel.evaluation import baselines, metrics
 from deepsentinel.evaluation.tasks import (
+    MODEL,
+    RANDOM,
     Evaluation,
     Options,
     Scored,
-    features,
+    Watch,
+    embedded,
+    embedding_meta,
     held_out,
     options_meta,
     random_like,
     stream,
     thinned,
-    usable,
+    watch,
 )
+from deepsentinel.loading.contract import channels_usable
 
 STATISTICS = "pixel statistics"
-RANDOM = "random encoder"
 MAJORITY = "majority class"
-MODEL = "model"
 
 Floats = npt.NDArray[np.float32]
 
 
-def landcover(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
+def landcover(
+    model: Any, train: Any, test: Any, options: Options, progress: Progress | None = None
+) -> Evaluation:
     """Return the land-cover evaluation: mIoU, mF1, OA of the model's probe and of its floors.
 
     Raises
@@ -49,7 +54,8 @@ def landcover(model: Any, train: Any, test: Any, options: Options) -> Evaluation
     encoders = {MODEL: model.eval()}
     if options.controls and hasattr(model, "config"):
         encoders[RANDOM] = random_like(model, options.seed)
-    learned = _gather(encoders, thinned(train, options.train_samples), options)
+    few = thinned(train, options.train_samples)
+    learned = _gather(encoders, few, options, watch(progress, "learning"))
     probes = {
         name: baselines.fit_probe(
             np.concatenate(parts),
@@ -60,7 +66,8 @@ def landcover(model: Any, train: Any, test: Any, options: Options) -> Evaluation
         for name, parts in learned.x.items()
     }
     counts = np.bincount(learned.labels(), minlength=len(learned.codes))
-    result = _score(encoders, probes, test, _Target(learned, int(counts.argmax()), options))
+    target = _Target(learned, int(counts.argmax()), options, watch(progress, "scoring"))
+    result = _score(encoders, probes, test, target)
     return Evaluation(
         task="landcover",
         table=_table(result.tally, options),
@@ -75,6 +82,7 @@ def landcover(model: Any, train: Any, test: Any, options: Options) -> Evaluation
             "train_pixels": int(counts.sum()),
             "train_pixels_per_class": counts.tolist(),
             "penalty": {name: p.l2 for name, p in probes.items()},
+            "embedding": embedding_meta(model, options),
             "options": options_meta(options),
         },
     )
@@ -127,7 +135,7 @@ def _statistics(model: Any, item: Scored, b: int, pixels: npt.NDArray[np.int64])
     parts = []
     for group, values in sorted(item.x.items()):
         x = values["x"][b].cpu().numpy()
-        valid = usable(model, group, values)[b]
+        valid = channels_usable(model, group, values)[b]
         if group == "static":
             parts.append(
                 np.where(valid, x, np.nan).reshape(len(x), -1)[:, pixels].astype(np.float32)
@@ -139,21 +147,21 @@ def _statistics(model: Any, item: Scored, b: int, pixels: npt.NDArray[np.int64])
         if len(x):
             parts.append(baselines.pixel_statistics(x, valid))
         else:
-            n = x.shape[1] * (3 + len(baselines.QUANTILES))
+            n = x.shape[1] * (2 + len(baselines.QUANTILES))
             parts.append(np.full((n, len(pixels)), np.nan, np.float32))
     return np.concatenate(parts).T
 
 
-def _gather(encoders: dict[str, Any], train: Any, options: Options) -> _Learned:
+def _gather(encoders: dict[str, Any], train: Any, options: Options, told: Watch | None) -> _Learned:
     learned: _Learned | None = None
     per_sample = max(16, options.train_pixels // max(1, _length(train)))
-    for item in stream(encoders[MODEL], train, options):
+    for item in stream(encoders[MODEL], train, options, told):
         if learned is None:
             name, legend = _label_layer(item, options)
             learned = _Learned(layer=name, legend=legend)
         y = _indices(item, learned.layer, learned.codes)
         chosen = [item.pixels(b, per_sample, options.seed, y[b] >= 0) for b in range(len(item))]
-        dense = {name: features(encoder, item.x) for name, encoder in encoders.items()}
+        dense = {name: embedded(encoder, item.x, options) for name, encoder in encoders.items()}
         for b, pixels in enumerate(chosen):
             if not len(pixels):
                 continue
@@ -188,6 +196,7 @@ class _Target:
     learned: _Learned
     majority: int
     options: Options
+    told: Watch | None
 
 
 @dataclass
@@ -226,9 +235,9 @@ def _score(
     learned, options = target.learned, target.options
     n = len(learned.codes)
     result = _Result()
-    for item in stream(encoders[MODEL], test, options):
+    for item in stream(encoders[MODEL], test, options, target.told):
         y = _indices(item, learned.layer, learned.codes)
-        dense = {name: features(encoder, item.x) for name, encoder in encoders.items()}
+        dense = {name: embedded(encoder, item.x, options) for name, encoder in encoders.items()}
         for b in range(len(item)):
             every = np.arange(y[b].size)
             guesses = {
@@ -262,25 +271,25 @@ def _keep(result: _Result, item: Scored, b: int, maps: dict[str, npt.NDArray[np.
 
 
 def _table(tally: metrics.Tally, options: Options) -> pd.DataFrame:
-    tiles = tally.tiles()
-    weights = metrics.draws(len(tiles), options.draws, options.seed)
+    drawing = metrics.Resampling.of(tally.tiles(), options.draws, options.seed)
     rows, drawn = {}, {}
     for name in tally.contenders:
         scores = metrics.map_scores(tally.total(name))
         drawn[name] = metrics.bootstrap(
-            tally.stacked(name), weights, lambda m: metrics.map_scores(m)["mIoU"]
+            tally.stacked(name), drawing.weights, lambda m: metrics.map_scores(m)["mIoU"]
         )
-        low, high = metrics.interval(drawn[name])
+        low, high = drawing.interval(drawn[name], float(scores["mIoU"]))
         rows[name] = {k: float(v) for k, v in scores.items()}
         rows[name] |= {"mIoU_low": low, "mIoU_high": high}
     for name in tally.contenders:
-        low, high = metrics.interval(drawn[MODEL] - drawn[name])
+        gain = rows[MODEL]["mIoU"] - rows[name]["mIoU"]
+        low, high = drawing.interval(drawn[MODEL] - drawn[name], gain)
         rows[name] |= {
-            "gain": rows[MODEL]["mIoU"] - rows[name]["mIoU"],
+            "gain": gain,
             "gain_low": low,
             "gain_high": high,
             "pixels": int(tally.total(name).sum()),
-            "tiles": len(tiles),
+            "tiles": drawing.tiles,
         }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "contender"

@@ -7,7 +7,7 @@ score nine sums, each kept per tile of ground so that an interval can be had by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -171,6 +171,78 @@ class Tally:
     def total(self, contender: str) -> FloatArray:
         """Return the sums of a contender over all tiles."""
         return np.asarray(self.stacked(contender).sum(0))
+
+
+FEWEST = 8
+"""Tiles below which no interval is given: resampling so few says nothing of ground elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How sums per tile, or per tile and block of dates, are drawn again for intervals.
+
+    Weather strikes a whole block of dates and soil a whole tile, so cells that share either are
+    no independent witnesses. Blocks are drawn and tiles are drawn, and a cell counts as often as
+    the product says (the pigeonhole bootstrap, Owen 2007), which holds for errors of both kinds.
+    """
+
+    weights: FloatArray
+    """(draw, cell); the same for all contenders, which pairs them."""
+    tiles: int
+    blocks: int | None = None
+    """Blocks of dates, None where dates are not what was drawn."""
+
+    @staticmethod
+    def of(cells: Sequence[Hashable], n: int, seed: int) -> Resampling:
+        """Return `n` draws of tiles, one of each cell."""
+        return Resampling(weights=draws(len(cells), n, seed), tiles=len(cells))
+
+    @staticmethod
+    def crossed(
+        tiles: Sequence[Hashable], blocks: Sequence[Hashable], n: int, seed: int
+    ) -> Resampling:
+        """Return `n` draws of date blocks and of tiles, given the tile and block of each cell."""
+        ground, in_tile = _numbered(tiles)
+        times, in_block = _numbered(blocks)
+        by_tile, by_block = draws(ground, n, seed), draws(times, n, seed + 1)
+        weights = by_tile[:, in_tile] * by_block[:, in_block]
+        return Resampling(weights=weights, tiles=ground, blocks=times)
+
+    @property
+    def lacking(self) -> str:
+        """What there is too little of for an interval, in words; empty where there is enough."""
+        if self.tiles < FEWEST:
+            return f"{self.tiles} tiles of ground, and {FEWEST} are the least"
+        if self.blocks is not None and self.blocks < 2:
+            return "one block of dates, which says nothing of other weather"
+        return ""
+
+    def interval(self, values: FloatArray, estimate: float) -> tuple[float, float]:
+        """Return the 95 % interval of a score from its draws; NaN, NaN where too few were drawn.
+
+        Percentiles of a bootstrap of n witnesses are too narrow by sqrt((n - 1) / n) and by the
+        normal's quantile in place of Student's: at 4 blocks of dates by half. They are widened
+        about the estimate by both.
+        """
+        if self.lacking:
+            return float("nan"), float("nan")
+        low, high = interval(values)
+        n = self.tiles if self.blocks is None else min(self.tiles, self.blocks)
+        wide = np.sqrt(n / (n - 1)) * student(n - 1) / 1.959964
+        return estimate + wide * (low - estimate), estimate + wide * (high - estimate)
+
+
+def student(freedom: int) -> float:
+    """Return the 97.5 % quantile of Student's t distribution."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
+def _numbered(keys: Sequence[Hashable]) -> tuple[int, IntArray]:
+    """Return how many different keys there are, and which of them each is."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return len(number), np.array([number[key] for key in keys], np.int64)
 
 
 def draws(n_tiles: int, n_draws: int, seed: int) -> FloatArray:

@@ -7,17 +7,18 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cubes import physics
-from cubes.types import CubeError, Layer
+from cubes.types import CubeError, Layer, Progress
+from deepsentinel.quantised import DIMS, dequantise, quantise
 
-if TYPE_CHECKING:
-    from deepsentinel.loading.normalise import Normaliser
+MODEL = "model"
+RANDOM = "random encoder"
 
 Inputs = dict[str, Any]
 Tile = tuple[int, int, int]
@@ -53,7 +54,12 @@ class Options:
     scored, as `cubes.withhold` returns them; all else may be seen. The floors are fitted on the
     training samples with blocks of `gap` days hidden, by default as long as the first span."""
     controls: bool = True
-    """Also score an encoder of the same shape with random weights."""
+    """Also score the same model untrained: what it scores, training did not earn."""
+    dims: int | None = None
+    """Numbers per pixel that are read out, the first of the embedding as `embed` writes them; None
+    takes what `embed` takes by itself, 64, or all of a smaller model."""
+    dtype: str = "int8"
+    """``int8``: read out as they come back from a store; ``float32``: as the model makes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +105,8 @@ class Evaluation:
             held = {name: arrays[name] for name in arrays.files}
         split = body["table"]
         table = pd.DataFrame(split["data"], split["index"], split["columns"])
+        # JSON has no NaN: an interval that was not given came back as None
+        table = table.astype({c: float for c in table if table[c].dtype == object})
         table.index.name = "contender"
         return Evaluation(task=body["task"], table=table, arrays=held, meta=body["meta"])
 
@@ -151,7 +159,23 @@ def held_out(tile: Tile, seed: int) -> bool:
     return hashlib.sha256(text).digest()[0] < 51
 
 
-def stream(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watch:
+    """Someone who is told how far the samples of a pass are."""
+
+    progress: Progress
+    what: str
+    """Of the pass: ``learning`` or ``scoring``."""
+
+
+def watch(progress: Progress | None, what: str) -> Watch | None:
+    """Return who is told of a pass, or None."""
+    return None if progress is None else Watch(progress=progress, what=what)
+
+
+def stream(
+    model: Any, samples: Any, options: Options, told: Watch | None = None
+) -> Iterator[Scored]:
     """Yield the samples batch by batch, each once, in order, as model inputs on its device.
 
     The dates of a sample are evenly spread, the same in every call.
@@ -164,9 +188,16 @@ def stream(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
         An iterable is passed on as it is.
     options : Options
         Batch size, and the groups that may be seen.
+    told : Watch, optional
+        Told after every batch how many samples are done.
     """
     source = _loaded(model, samples, options) if hasattr(samples, "read") else samples
+    total = len(samples) if hasattr(samples, "__len__") else 0
+    done = 0
     for item in source:
+        done += len(item)
+        if told is not None:
+            told.progress(done, max(total, done), f"samples, {told.what}")
         keep = options.sensors
         if keep is None:
             yield item
@@ -187,34 +218,15 @@ def thinned(samples: Any, n: int) -> Any:
 
 
 def _loaded(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
-    from deepsentinel.loading.batch import inputs, loader
+    from deepsentinel.loading.batch import loader
+    from deepsentinel.loading.contract import Contract, calibrations
 
     device = next(iter(model.parameters())).device
-    norm = normaliser(model)
-    names = [row["name"] for g in model.config.groups for row in model.config.layers(g)]
-    there = [name for name in names if name in samples.layers]
+    agreed = Contract.of(model).agree(samples.layers, calibrations(samples))
+    layers = {**samples.layers, **agreed.rows}
     for batch in loader(samples, options.batch_size, shuffle=False, drop_last=False):
         moved = batch if device.type == "cpu" else batch.to(device)
-        yield Scored(batch=batch, x=inputs(moved, norm, layers=there), layers=dict(samples.layers))
-
-
-def normaliser(model: Any) -> Normaliser:
-    """Return the statistics that a model's inputs are made with.
-
-    Raises
-    ------
-    CubeError
-        The model carries none.
-    """
-    from deepsentinel.loading.normalise import Normaliser
-
-    body = dict(model.config.normaliser)
-    if not body:
-        raise CubeError(
-            "this model carries no normalisation statistics: train it with deepsentinel.train, or "
-            "set FusionConfig(normaliser=json.loads(Normaliser.of(...).to_json()))"
-        )
-    return Normaliser.from_json(json.dumps(body))
+        yield Scored(batch=agreed.arranged(batch), x=agreed.inputs(moved), layers=layers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,6 +247,8 @@ class Bands:
         CubeError
             It was not trained on reflectance.
         """
+        from deepsentinel.loading.contract import normaliser
+
         name = "s2/reflectance"
         norm = normaliser(model)
         if "s2" not in model.config.groups or name not in norm.layers:
@@ -256,19 +270,6 @@ class Bands:
 Floats = npt.NDArray[np.float32]
 
 
-def usable(model: Any, group: str, values: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
-    """Return which numbers of a group's ``x`` may be used, bool, the shape of ``x``.
-
-    Each layer's mask counts for its channels; a mask of clear pixels counts for all.
-    """
-    counts = [len(row["channels"]) for row in model.config.layers(group)]
-    layer_of = np.repeat(np.arange(len(counts)), counts)
-    valid: npt.NDArray[np.bool_] = values["valid"].cpu().numpy()
-    mask = np.take(valid, layer_of, axis=-3)
-    clear = values.get("clear")
-    return mask if clear is None else mask & clear.cpu().numpy()
-
-
 def features(model: Any, x: Inputs) -> Floats:
     """Return the dense features of a batch, float32, (B, D, H, W)."""
     import torch
@@ -278,14 +279,61 @@ def features(model: Any, x: Inputs) -> Floats:
     return np.asarray(dense, np.float32)
 
 
-def random_like(model: Any, seed: int) -> Any:
-    """Return a model of the same shape with fresh random weights, in evaluation mode.
+def embedded(model: Any, x: Inputs, options: Options) -> Floats:
+    """Return what `embed` would write of a batch and a reader would get, float32, (B, E, H, W).
 
-    Wide random features are strong under a linear probe: what a trained encoder scores above
-    this is what training gave.
+    Raises
+    ------
+    CubeError
+        Dims that the model does not have, or another dtype.
+    """
+    dense = features(model, x)[:, : dims_of(model, options)]
+    if options.dtype == "float32":
+        return dense
+    if options.dtype != "int8":
+        raise CubeError(f"dtype={options.dtype!r}: choose 'int8' or 'float32'")
+    return np.stack([dequantise(*quantise(values)) for values in dense])
+
+
+def dims_of(model: Any, options: Options) -> int:
+    """Return how many numbers per pixel are read out.
+
+    Raises
+    ------
+    CubeError
+        More than the model makes, or none.
+    """
+    most = int(model.config.dims)
+    if options.dims is None:
+        return min(DIMS, most)
+    if not 1 <= options.dims <= most:
+        raise CubeError(f"dims={options.dims}: this model's embedding has 1 to {most} numbers")
+    return options.dims
+
+
+def embedding_meta(model: Any, options: Options) -> dict[str, Any]:
+    """Return what was read out: numbers per pixel, type, and how many of them are fixed.
+
+    ``measured`` numbers are a fixed rotation of statistics over the dates, the same before and
+    after training.
+    """
+    dims = dims_of(model, options)
+    order = getattr(model, "order", None)
+    fixed = 0 if order is None else int((order[:dims] < model.config.parts[0]).sum())
+    return {"dims": dims, "dtype": options.dtype, "measured": fixed}
+
+
+def random_like(model: Any, seed: int) -> Any:
+    """Return the model as it was before its first step: same build, same seed, evaluation mode.
+
+    Of a model whose card does not tell the seed of its training, `seed` is taken. Wide random
+    features are strong under a linear probe, and part of an embedding is fixed statistics: what a
+    trained encoder scores above this is what training gave.
     """
     import torch
 
+    recipe = dict(getattr(model.config, "card", None) or {}).get("recipe") or {}
+    seed = int(recipe.get("seed", seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)

@@ -10,6 +10,7 @@ so total R2 flatters whoever knows the calendar.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,23 +20,28 @@ import pandas as pd
 import torch
 
 from cubes import physics
-from cubes.types import CubeError
+from cubes.types import CubeError, Progress
 from deepsentinel.evaluation import baselines, metrics
 from deepsentinel.evaluation.gaps import View, held_views, views
 from deepsentinel.evaluation.tasks import (
+    MODEL,
+    RANDOM,
     Bands,
     Evaluation,
     Options,
     Scored,
     Tile,
-    features,
+    Watch,
+    embedded,
+    embedding_meta,
     held_out,
     options_meta,
+    random_like,
     stream,
     thinned,
+    watch,
 )
 
-MODEL = "model"
 DECODER = "model, decoder alone"
 RIDGE = "ridge"
 RIDGE_AREA = "ridge, 5 x 5 neighbourhood"
@@ -52,7 +58,9 @@ Doubles = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
-def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
+def ndvi(
+    model: Any, train: Any, test: Any, options: Options, progress: Progress | None = None
+) -> Evaluation:
     """Return the NDVI evaluation: R2, skill, MAE, RMSE, bias, r of the model and its floors.
 
     Raises
@@ -60,12 +68,15 @@ def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
     CubeError
         The cubes lack Sentinel-1 or the bands B04 and B08, or hold no clear pixel.
     """
-    model = model.eval()
-    floors = _fit(model, thinned(train, options.train_samples), options)
+    encoders = {MODEL: model.eval()}
+    if options.controls:
+        encoders[RANDOM] = random_like(model, options.seed)
+    few = thinned(train, options.train_samples)
+    floors = _fit(encoders, few, options, watch(progress, "learning"))
     result = _Result(options=options)
-    for item in stream(model, test, options):
+    for item in stream(model, test, options, watch(progress, "scoring")):
         for view in held_views(item, options) if options.held else views(item, options):
-            _score(model, floors, view, result)
+            _score(encoders, floors, view, result)
     if not result.tally.sums:
         raise CubeError(
             "no clear pixel with Sentinel-1 in the test samples: nothing to score NDVI on"
@@ -80,6 +91,7 @@ def ndvi(model: Any, train: Any, test: Any, options: Options) -> Evaluation:
             "by_month": result.by_month(),
             "examples": result.example_days(),
             "penalty": {k: r.penalty for k, r in floors.ridges.items()},
+            "embedding": embedding_meta(model, options),
             "options": options_meta(options),
         },
     )
@@ -169,7 +181,8 @@ class _Radar:
 
 
 def _flat(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return values.reshape(*values.shape[:-2], -1)
+    # a view may leave no date at all: -1 cannot be told of nothing
+    return values.reshape(*values.shape[:-2], values.shape[-2] * values.shape[-1])
 
 
 def _box(values: npt.NDArray[Any]) -> Floats:
@@ -212,22 +225,24 @@ def _readout(guess: Floats, bands: Floats, dense: Floats, asked: _Asked) -> Floa
 
 
 class _Seen:
-    """What every contender sees of a view; the model runs once, when first asked."""
+    """What every contender sees of a view; each encoder runs once."""
 
-    def __init__(self, model: Any, view: View, options: Options) -> None:
+    def __init__(self, encoders: Mapping[str, Any], view: View, options: Options) -> None:
         self.view, self.options = view, options
         self.radar = _Radar(view.item)
-        self.guess, self.bands = _model_ndvi(model, view)
-        self.dense = features(model, view.x)
+        self.told = {
+            name: (*_model_ndvi(encoder, view), embedded(encoder, view.x, options))
+            for name, encoder in encoders.items()
+        }
 
     def of(self, a: _Asked) -> dict[str, Floats]:
         """Return features (Q, F, P) of the fitted contenders, guesses (Q, P) of the others."""
         x: dict[str, Floats] = {
             RIDGE: self.radar.features(a.b, a.pixels, a.days, area=False),
             RIDGE_AREA: self.radar.features(a.b, a.pixels, a.days, area=True),
-            MODEL: _readout(self.guess, self.bands, self.dense, a),
-            DECODER: _flat(self.guess[a.b, a.queries])[:, a.pixels],
+            DECODER: _flat(self.told[MODEL][0][a.b, a.queries])[:, a.pixels],
         }
+        x |= {name: _readout(*told, a) for name, told in self.told.items()}
         if not self.view.gapped:
             return x
         view = self.view
@@ -241,17 +256,20 @@ class _Seen:
         return x
 
 
-def _fit(model: Any, train: Any, options: Options) -> _Floors:
+def _fit(encoders: Mapping[str, Any], train: Any, options: Options, told: Watch | None) -> _Floors:
     floors = _Floors(
         climatology=baselines.Climatology(),
-        ridges={name: baselines.Ridge(gaps=name != MODEL) for name in (MODEL, RIDGE, RIDGE_AREA)},
+        ridges={
+            name: baselines.Ridge(gaps=name not in encoders)
+            for name in (*encoders, RIDGE, RIDGE_AREA)
+        },
     )
-    for item in stream(model, train, options):
+    for item in stream(encoders[MODEL], train, options, told):
         for view in views(item, options):
             wanted = _asked(view, options)
             if not wanted:
                 continue
-            seen = _Seen(model, view, options)
+            seen = _Seen(encoders, view, options)
             for asked in wanted:
                 x = seen.of(asked)
                 fold = int(held_out(item.tile(asked.b, options.tile), options.seed))
@@ -309,12 +327,12 @@ class _Result:
         }
 
 
-def _score(model: Any, floors: _Floors, view: View, result: _Result) -> None:
+def _score(encoders: Mapping[str, Any], floors: _Floors, view: View, result: _Result) -> None:
     climatology = floors.climatology.table()
     wanted = _asked(view, result.options)
     if not wanted:
         return
-    seen = _Seen(model, view, result.options)
+    seen = _Seen(encoders, view, result.options)
     for asked in wanted:
         x = seen.of(asked)
         tiles = _tiles(view, asked, result.options)
@@ -393,29 +411,37 @@ def _examples(seen: _Seen, floors: _Floors, result: _Result) -> None:
 
 
 def _table(tally: metrics.Tally, options: Options) -> pd.DataFrame:
-    tiles = tally.tiles()
-    weights = metrics.draws(len(tiles), options.draws, options.seed)
+    cells: list[Any] = tally.tiles()
+    gapped = options.gap is not None or bool(options.held)
+    if gapped:
+        ground, blocks = [c[:-1] for c in cells], [c[-1] for c in cells]
+        drawing = metrics.Resampling.crossed(ground, blocks, options.draws, options.seed)
+    else:
+        drawing = metrics.Resampling.of(cells, options.draws, options.seed)
     floor = tally.stacked(CLIMATOLOGY)
     rows, drawn = {}, {}
     for name in tally.contenders:
         # contender and floor side by side, so that one draw takes both from the same tiles
         pair = np.stack([tally.stacked(name), floor], 1)
         drawn[name] = metrics.bootstrap(
-            pair, weights, lambda s: metrics.regression_scores(s[:, 0], s[:, 1])["skill"]
+            pair, drawing.weights, lambda s: metrics.regression_scores(s[:, 0], s[:, 1])["skill"]
         )
-        low, high = metrics.interval(drawn[name])
         scores = metrics.regression_scores(tally.total(name), floor.sum(0))
+        low, high = drawing.interval(drawn[name], float(scores["skill"]))
         rows[name] = {k: float(v) for k, v in scores.items()}
         rows[name] |= {"skill_low": low, "skill_high": high}
     for name in tally.contenders:
-        low, high = metrics.interval(drawn[MODEL] - drawn[name])
+        gain = rows[MODEL]["skill"] - rows[name]["skill"]
+        low, high = drawing.interval(drawn[MODEL] - drawn[name], gain)
         rows[name] |= {
-            "gain": rows[MODEL]["skill"] - rows[name]["skill"],
+            "gain": gain,
             "gain_low": low,
             "gain_high": high,
             "pixels": int(tally.total(name)[0]),
-            "tiles": len(tiles),
+            "tiles": drawing.tiles,
         }
+        if drawing.blocks is not None:
+            rows[name]["blocks"] = drawing.blocks
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index.name = "contender"
     return table.sort_values("skill", ascending=False, kind="stable")

@@ -19,7 +19,8 @@ import pandas as pd
 import xarray as xr
 
 from cubes.types import CubeError
-from deepsentinel.evaluation.tasks import Evaluation
+from deepsentinel.evaluation.bars import BARS, training_adds, verdict
+from deepsentinel.evaluation.tasks import RANDOM, Evaluation
 from deepsentinel.pictures import charts
 from deepsentinel.pictures import figures as pictures
 from deepsentinel.pictures.page import Page, facts, paragraph, picture, row
@@ -44,7 +45,7 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     ----------
     folder : path
         Holds any of ``cubes/*.zarr``, ``scores/`` (of `Evaluation.save`), ``run/`` (of `train`),
-        ``embedding.zarr``, ``stages.json``.
+        ``embedding.zarr``, ``stages.json``; or is itself the run folder of `train`.
     out : path, optional
         The page; ``folder/report.html`` by default.
 
@@ -57,12 +58,13 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     if not root.is_dir():
         raise CubeError(f"no folder {root} to report on")
     found = _Found.of(root)
-    if not (found.cubes or found.scores or found.embedding is not None):
+    if not found.anything:
         raise CubeError(
-            f"{root} holds no cubes/, scores/ or embedding.zarr: run `deepsentinel demo`, or "
-            "`evaluate --out` into it, first"
+            f"{root} holds no cubes/, scores/, embedding.zarr or history of a run: run "
+            "`deepsentinel demo` or `train`, or `evaluate --out` into it, first"
         )
-    page = Page(title="DeepSentinel: one road, end to end", lead=_lead(found))
+    title = "DeepSentinel: one road, end to end" if found.cubes else "DeepSentinel: a training run"
+    page = Page(title=title, lead=_lead(found))
     page.cards += _cards(found)
     for name, cube in found.cubes.items():
         _cube_section(page, name, cube)
@@ -118,18 +120,6 @@ def _lead_cell(row: Mapping[Any, Any]) -> str:
     return f'<span class="{kind}">{float(row["gain"]):+.3f}</span> ({low:+.3f} to {high:+.3f})'
 
 
-def verdict(table: pd.DataFrame, other: str) -> str:
-    """Return in words whether the model is above another contender, by the paired interval."""
-    low, high = (float(table["gain_" + end][other]) for end in ("low", "high"))
-    lead = float(table["gain"][other])
-    span = f"{lead:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}, paired by tile"
-    if low > 0:
-        return f"above {other} ({span})"
-    if high < 0:
-        return f"below {other} ({span})"
-    return f"not told apart from {other} ({span})"
-
-
 @dataclass(kw_only=True)
 class _Found:
     """What a folder holds."""
@@ -142,6 +132,13 @@ class _Found:
     config: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def anything(self) -> bool:
+        """Whether there is something to show."""
+        return bool(self.cubes or self.scores) or not (
+            self.embedding is None and self.history is None
+        )
+
     @staticmethod
     def of(root: Path) -> _Found:
         """Return what `root` holds; cubes and embedding opened without dask."""
@@ -149,15 +146,19 @@ class _Found:
         from deepsentinel.embedding.embed import open_embeddings
 
         found = _Found(root=root)
+        # `evaluate --out RUN` writes beside the model, the demo into folders of its own
+        run = root if (root / "run.json").is_file() or (root / "recipe.json").is_file() else None
+        scores = root / "scores" if (root / "scores").is_dir() else root
         for store in sorted((root / "cubes").glob("*.zarr"), key=_order):
             found.cubes[store.stem] = cubes.open(store, chunks=None)
         for task in ("landcover", "ndvi", "ndvi-gap"):
-            if (root / "scores" / f"{task}.json").is_file():
-                found.scores[task] = Evaluation.load(root / "scores", task)
+            if (scores / f"{task}.json").is_file():
+                found.scores[task] = Evaluation.load(scores, task)
         if (root / "embedding.zarr").is_dir():
             found.embedding = open_embeddings(root / "embedding.zarr")
-        found.history = _history(root / "run")
-        found.config = _json(next(iter(sorted((root / "run").rglob("config.json"))), None))
+        run = run or root / "run"
+        found.history = _history(run)
+        found.config = _json(next(iter(sorted(run.rglob("config.json"))), None))
         found.stages = _json(root / "stages.json")
         return found
 
@@ -188,26 +189,48 @@ def _lead(found: _Found) -> str:
         f"{cube.sizes['y']:,} × {cube.sizes['x']:,} pixels ({name})"
         for name, cube in found.cubes.items()
     ]
+    if not area:
+        return "How a model was trained, and what it scores beside plain baselines where it was."
     return (
         "From a catalogue search to a lazy cube, to Zarr, to samples, to a trained fusion model, "
         "its scores beside plain baselines, and an embedding of every pixel"
-        + (f": cubes of {' and '.join(area)}." if area else ".")
+        + f": cubes of {' and '.join(area)}."
     )
 
 
 def _cards(found: _Found) -> list[tuple[str, str]]:
+    """Return the scores of the model and of whom it must beat, the untrained model among them."""
     cards = []
-    cover = found.scores.get("landcover")
-    if cover is not None:
-        scores = cover.table["mIoU"]
-        cards.append((_number(scores["model"]), "mIoU, linear probe on the embedding"))
-        cards.append((_number(scores["pixel statistics"]), "mIoU, same probe on pixel statistics"))
-    green = found.scores.get("ndvi")
-    if green is not None:
-        scores = green.table["skill"]
-        cards.append((_number(scores["model"]), "skill over month climatology, NDVI from radar"))
-        cards.append((_number(scores["ridge"]), "the same skill, ridge regression"))
+    told = {
+        "landcover": ("mIoU", "mIoU, linear probe on {}", "the embedding as it is written"),
+        "ndvi": ("skill", "skill over month climatology, NDVI from radar: {}", "the model"),
+    }
+    for task, (score, text, mine) in told.items():
+        scored = found.scores.get(task)
+        if scored is None:
+            continue
+        names = {"model": mine, RANDOM: "the same model untrained"}
+        for name in ("model", RANDOM, BARS[task][0]):
+            if name in scored.table.index:
+                what = text.format(names.get(name, name))
+                cards.append((_number(scored.table[score][name]), what))
     return cards
+
+
+def _numbers(scored: Evaluation) -> str:
+    """Return in words what of an embedding was read out, and what of it no training can change."""
+    told = scored.meta.get("embedding")
+    if not told:
+        return ""
+    dims, fixed = int(told["dims"]), int(told["measured"])
+    text = f"Read out are the {dims} numbers per pixel that are written, {told['dtype']}"
+    if not fixed:
+        return f"{text}. "
+    share = f"{100 * fixed / dims:.0f} %"
+    return (
+        f"{text}; {fixed} of them ({share}) are a fixed rotation of the pixel's statistics over "
+        "the dates, the same before and after training. "
+    )
 
 
 def _cube_section(page: Page, name: str, cube: xr.DataTree) -> None:
@@ -256,7 +279,8 @@ def _landcover_section(page: Page, scored: Evaluation | None) -> None:
             f"{meta['train_pixels']:,} labelled pixels of the training samples and scored on "
             f"{int(table['pixels'].iloc[0]):,} pixels of the test samples. Every contender gets "
             "the same pixels and the same probe; nodata and ignored classes are never scored. "
-            f"By mIoU the model is {verdict(table, 'pixel statistics')}."
+            f"{_numbers(scored)}By mIoU the model is {verdict(table, 'pixel statistics')}. "
+            f"{training_adds(table)}"
         )
     )
     parts.append(score_table(table, "mIoU"))
@@ -297,22 +321,21 @@ def _landcover_section(page: Page, scored: Evaluation | None) -> None:
 def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
     if scored is None:
         return
-    gap = scored.meta["options"]["gap"]
-    title = "NDVI from Sentinel-1 alone" if gap is None else f"NDVI across gaps of {gap:g} days"
+    title, hidden, seen, drawn = _hiding(scored.meta["options"])
     parts = page.section(title)
     table = scored.table
-    hidden = "all of Sentinel-2" if gap is None else f"Sentinel-2 for {gap:g} days"
     rivals = [n for n in table.index if str(n).startswith(("ridge", "linear"))]
     parts.append(
         paragraph(
             f"The frozen model is asked for a Sentinel-2 date with {hidden} hidden and read out "
-            "by a ridge regression; the other ridge regressions see the radar itself, at the same "
+            f"by a ridge regression; the other ridge regressions see {seen}, at the same "
             "dates; all are fitted on the same pixels of the training samples. "
+            f"{_numbers(scored)}"
             f"{int(table['pixels'].iloc[0]):,} clear pixels are scored. Skill is 1 - SSE / SSE of "
             "the month's mean in the training samples: most of NDVI's variance is season, so R² "
             "alone flatters whoever knows the calendar. The model is "
             + "; ".join(verdict(table, str(n)) for n in rivals)
-            + "."
+            + f". {training_adds(table)}"
         )
     )
     parts.append(score_table(table, "skill"))
@@ -332,7 +355,7 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
         row(
             picture(
                 charts.bars(table, "skill", title="Skill over month climatology", label="skill"),
-                "0 is the month's mean. The interval is drawn by tile of ground.",
+                f"0 is the month's mean. The interval is drawn by {drawn}.",
             ),
             picture(
                 charts.monthly(
@@ -350,6 +373,22 @@ def _ndvi_section(page: Page, scored: Evaluation | None) -> None:
                 "The nearly cloudless test scenes of most varied NDVI.",
             )
         )
+
+
+def _hiding(options: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Return title, what was hidden, what ridges saw and what intervals were drawn by."""
+    gap, held = options.get("gap"), options.get("held")
+    seen = "the radar itself and the interpolation between the dates left"
+    drawn = "block of dates and tile of ground"
+    if held:
+        first, last = (str(v)[:10] for v in (held[0][0], held[-1][1]))
+        spans = f"{len(held)} spans of dates" if len(held) > 1 else "one span of dates"
+        hidden = f"Sentinel-2 of {spans} between {first} and {last}"
+        return f"NDVI of {spans} held out", hidden, seen, drawn
+    if gap is not None:
+        return f"NDVI across gaps of {gap:g} days", f"Sentinel-2 for {gap:g} days", seen, drawn
+    hidden = "all of Sentinel-2"
+    return "NDVI from Sentinel-1 alone", hidden, "the radar itself", "tile of ground"
 
 
 def _example_panels(scored: Evaluation) -> Iterable[pictures.Panel]:

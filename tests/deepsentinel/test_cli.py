@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from deepsentinel import cli
 
 COMMANDS = (
-    "demo", "search", "build", "info", "stats", "train", "evaluate", "embed", "report",
+    "demo", "search", "build", "info", "publish", "stats", "train", "evaluate", "embed", "report",
 )  # fmt: skip
 
 
@@ -89,7 +91,7 @@ def test_our_own_mistakes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
     def broken(options: object) -> None:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(cli, "_info", broken)
+    monkeypatch.setattr(cli.data, "_info", broken)
     with pytest.raises(TypeError, match="a bug"):
         cli.main(["info", "x.zarr"])
 
@@ -173,3 +175,110 @@ def test_damage_is_exit_code_1(
     shard.write_bytes(body)
     assert cli.main(["info", str(store), "--verify"]) == 1
     assert "1 damaged" in capsys.readouterr().out
+
+
+# -- learning, on a landscape of 128 x 192 pixels ------------------------------------------------
+
+SAMPLES = ["--window=32", "--dates=4", "--min-valid=0", "--block=320"]
+SMALL = [
+    "--set=model.width=16", "--set=model.heads=2", "--set=model.stem=4", "--set=model.detail=8",
+    "--set=model.neck=8", "--set=model.dims=16", "--set=train.steps=2", "--set=train.warmup=1",
+]  # fmt: skip
+Stores = dict[str, Path]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, fields: Stores) -> Path:
+    """Return the run folder of a model of two steps, split by blocks."""
+    run = tmp_path_factory.mktemp("run") / "run"
+    code = cli.main(["train", str(fields["train"]), *SAMPLES, *SMALL, "--out", str(run)])
+    assert code == 0
+    return run
+
+
+def test_fractions_that_are_no_numbers_are_one_line(
+    fields: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["stats", str(fields["train"]), *SAMPLES, "--fractions", "abc"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "deepsentinel stats: --fractions abc: two or three numbers with sum 1, such as "
+        "0.7,0.15,0.15\n"
+    )
+
+
+def test_evaluate_takes_the_split_of_the_run_and_report_shows_it(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(trained)
+    for task in ("landcover", "ndvi"):
+        assert cli.main(["evaluate", out, "--task", task, "--tile=32", "--out", out]) == 0
+        captured = capsys.readouterr()
+        assert "random encoder" in captured.out
+        assert re.search(r"evaluate +8/17 samples, learning", captured.err)  # as build tells
+    assert cli.main(["report", out]) == 0
+    page = Path(capsys.readouterr().out.strip())
+    assert page == trained / "report.html"
+    text = page.read_text()
+    for head in ("Land cover from the frozen", "NDVI from Sentinel-1 alone", "Training"):
+        assert f"<h2>{head}" in text
+
+
+def test_what_was_trained_on_is_never_scored(
+    trained: Path, fields: Stores, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["evaluate", str(trained / "model"), "--task=landcover", "--tile=32"]
+    assert cli.main([*asked, "--split-seed", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "overlap samples that this model was trained on" in said
+    assert cli.main([*asked, "--test", str(fields["train"])]) == 2
+    assert "overlap samples" in capsys.readouterr().err
+    # another draw of dates is another question to the same ground, and no other ground
+    assert cli.main([*asked, "--seed", "7"]) == 0
+    capsys.readouterr()
+    # a model that lost its run folder: the flags must give what its card says it was trained on
+    model = tmp_path / "model"
+    shutil.copytree(trained / "model", model)
+    asked = ["evaluate", str(model), str(fields["train"]), "--task=landcover", "--tile=32"]
+    assert cli.main([*asked, *SAMPLES, "--split-seed", "7"]) == 2
+    assert "cannot be made again" in capsys.readouterr().err
+    assert cli.main([*asked, *SAMPLES]) == 0
+    assert cli.main([*asked, *SAMPLES, "--split-seed", "7", "--unchecked"]) == 0
+
+
+def test_spans_held_out_must_not_have_been_trained_on(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["evaluate", str(trained), "--task=ndvi", "--tile=32"]
+    assert cli.main([*asked, "--held=2022-04-10/2022-04-20"]) == 2
+    assert "1 Sentinel-2 dates in --held" in capsys.readouterr().err
+    assert cli.main([*asked, "--held=2022-04-20/2022-04-10"]) == 2
+    assert "the first before the second" in capsys.readouterr().err
+    assert cli.main([*asked, "--gap=30", "--label=labels/worldcover", "--dims=8"]) == 0
+    assert "linear interpolation" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_is_one_line(
+    trained: Path, fields: Stores, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for device in ("cpuu", "cuda:97"):
+        asked = ["embed", str(trained), str(fields["test"]), str(tmp_path / "e.zarr")]
+        assert cli.main([*asked, "--dims=16", "--device", device]) == 2
+        assert f"--device {device}: " in capsys.readouterr().err
+    assert cli.main([*asked, "--dims=16", "--overlap=16", "--device=cpu"]) == 0
+    assert "1/1 block" in capsys.readouterr().err
+
+
+def test_stores_are_published_as_a_corpus(
+    fields: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("obstore")
+    import cubes
+
+    url = str(tmp_path / "published")
+    assert cli.main(["publish", *map(str, fields.values()), url, "--name", "two"]) == 0
+    assert "sealed" in capsys.readouterr().out
+    there = cubes.open_corpus(url)
+    assert sorted(there.table.index) == ["test", "train"]
+    assert cubes.verify_corpus(there).state == "sealed"
+    assert cli.main(["publish", str(tmp_path / "none.zarr"), url, "--name", "two"]) == 2

@@ -164,6 +164,10 @@ def truth_like(land: ModuleType, config: Any, seed: int) -> Any:
     return predict
 
 
+def truth_blind(x: dict[str, dict[str, Tensor]], query: dict[str, Any]) -> Tensor:
+    return torch.zeros(*query["days"].shape, 4, *x["s1"]["x"].shape[-2:])
+
+
 def flat(x: dict[str, dict[str, Tensor]]) -> Tensor:
     b, _, _, h, w = x["s1"]["x"].shape
     return torch.zeros(b, 4, h, w)
@@ -221,6 +225,10 @@ def test_gaps_hide_the_asked_dates_and_nothing_else(config: Any, parts: dict[str
         return torch.zeros(*query["days"].shape, 4, *s2["x"].shape[-2:])
 
     table = run(Stub(config, flat, predict), parts, "ndvi", replace(FAST, gap=20)).table
+    everything = replace(FAST, gap=2000)  # one block: no date is left, and nothing to interpolate
+    alone = run(Stub(config, flat, truth_blind), parts, "ndvi", everything).table
+    assert np.isfinite(alone.loc["linear interpolation", "skill"])
+    assert alone["gain_low"].isna().all()
     assert all(there and gone for there, gone in asked)
     assert table.loc["linear interpolation", "skill"] > table.loc["last clear date", "skill"]
     assert {"ridge", "month climatology", "model, decoder alone"} <= set(table.index)
@@ -257,15 +265,107 @@ def test_dates_held_out_are_hidden_and_they_alone_are_scored(
             block = int(at[b, t] > spans[0][1])
             y, x = np.nonzero(asked[b, t])
             tiles |= {
-                (b, *item.batch.place[b, 1:3].tolist(), block, *v)
-                for v in zip(y // 16, x // 16, strict=True)
+                (*(int(k) + v // 16 for k, v in zip(place // 16, at_px, strict=True)), block)
+                for place in [item.batch.place[b, 1:3].numpy()]
+                for at_px in zip(y, x, strict=True)
             }
     table = found.table
     assert table["pixels"].iloc[0] == scored
-    assert table["tiles"].iloc[0] == len(tiles)  # ground by 16 px, each span a block of its own
+    # ground by 16 px and spans of dates are drawn each for itself: a cell of both is no witness
+    assert table["tiles"].iloc[0] == len({tile[:2] for tile in tiles})
+    assert table["blocks"].iloc[0] == len({tile[2] for tile in tiles}) == 2
     assert table.loc["linear interpolation", "skill"] > 0.5
     with pytest.raises(CubeError, match="no clear pixel"):
         run(stub, parts, "ndvi", replace(options, held=(("1999-01-01", "1999-02-01"),)))
+
+
+def test_the_probe_reads_what_embed_would_write(config: Any, parts: dict[str, Any]) -> None:
+    def late(x: dict[str, dict[str, Tensor]]) -> Tensor:
+        """Return numbers of which only the last four, after the 64 written, know anything."""
+        b, _, _, h, w = x["s2"]["x"].shape
+        return torch.cat([torch.zeros(b, 64, h, w), mean_colour(x)], 1)
+
+    def faint(x: dict[str, dict[str, Tensor]]) -> Tensor:
+        """Return numbers so far below the largest of the pixel that int8 loses them."""
+        known = mean_colour(x)
+        return torch.cat([torch.full_like(known[:, :1], 1e4), known], 1)
+
+    def score(answer: Any, **options: Any) -> float:
+        found = run(Stub(config, answer), parts, "landcover", replace(FAST, **options))
+        assert found.meta["embedding"]["dims"] == (options.get("dims") or 64)
+        return float(found.table.loc["model", "mIoU"])
+
+    assert score(late) < 0.25
+    assert score(late, dims=68) > 0.9
+    assert score(faint) < 0.25
+    assert score(faint, dtype="float32") > 0.9
+    with pytest.raises(CubeError, match="dims=500: this model's embedding has 1 to 128 numbers"):
+        score(late, dims=500)
+    with pytest.raises(CubeError, match="choose 'int8' or 'float32'"):
+        score(late, dtype="int4")
+
+
+def test_readouts_see_the_numbers_that_embed_writes(
+    land: ModuleType, fields: dict[str, Path]
+) -> None:
+    from deepsentinel.evaluation.tasks import embedded
+
+    model = land.model(fields["test"])
+    item = next(
+        stream(model, land.samples(fields["test"], size=128, dates=10).take([0]), Options())
+    )
+    got = embedded(model, item.x, Options(dims=32))[0]
+    y, x = (int(v) for v in item.batch.place[0, 1:3])
+    import cubes
+    import deepsentinel
+
+    cube = cubes.open(fields["test"], chunks=None)
+    cut = cube.isel(y=slice(y, y + 128), x=slice(x, x + 128))
+    written = deepsentinel.embed(model, cut, dims=32, overlap=0)["embeddings"][0].to_numpy()
+    seen = np.isfinite(written).all(0)
+    step = np.abs(written[:, seen]).max(0) / 127
+    assert seen.mean() > 0.5
+    # the model adds up in another order in windows of another shape: at most a step of int8 apart
+    assert (np.abs(got[:, seen] - written[:, seen]) <= 1.01 * step).all()
+
+
+def test_few_tiles_give_no_interval(config: Any, parts: dict[str, Any], tmp_path: Path) -> None:
+    found = run(Stub(config, mean_colour), parts, "landcover", replace(FAST, tile=128))
+    table = found.table
+    assert table["tiles"].iloc[0] < 8
+    for name in ("mIoU_low", "mIoU_high", "gain_low", "gain_high"):
+        assert table[name].isna().all(), name
+    assert table["gain"].notna().all()
+    again = Evaluation.load(found.save(tmp_path), "landcover").table
+    assert again["gain_low"].isna().all()
+    assert again["gain_low"].dtype == float
+
+
+def test_the_untrained_model_is_the_trained_one_before_its_first_step(
+    land: ModuleType, fields: dict[str, Path]
+) -> None:
+    from deepsentinel.evaluation.tasks import embedding_meta, random_like
+
+    model = land.model(fields["train"], seed=5, card={"recipe": {"seed": 5}})
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1)
+    before = land.model(fields["train"], seed=5).state_dict()
+    again = random_like(model, 0).state_dict()
+    assert all(torch.equal(before[name], again[name]) for name in before)
+    assert embedding_meta(model, Options()) == {"dims": 64, "dtype": "int8", "measured": 40}
+
+
+def test_progress_tells_of_both_passes(config: Any, parts: dict[str, Any]) -> None:
+    told: list[tuple[int, int, str]] = []
+    assess(
+        Stub(config, mean_colour), parts["test"], task="landcover", train_samples=parts["train"],
+        options=FAST, progress=lambda done, total, what: told.append((done, total, what)),
+    )  # fmt: skip
+    n = len(parts["train"])
+    assert told[0] == (8, n, "samples, learning")
+    assert (n, n, "samples, learning") in told
+    assert told[-1] == (len(parts["test"]), len(parts["test"]), "samples, scoring")
 
 
 def test_an_evaluation_survives_the_disk(
@@ -295,6 +395,9 @@ def test_the_real_model_goes_through_with_its_control(
         model, parts["test"], task="ndvi", train_samples=parts["train"], options=options
     )
     assert np.isfinite(green["skill"]).all()
+    assert "random encoder" in green.index
+    # trained or not: a model that is no better than itself untrained has gained nothing
+    assert abs(green.loc["random encoder", "gain"]) < 0.2
 
 
 def test_unknown_task_names_the_nearest(config: Any, parts: dict[str, Any]) -> None:

@@ -113,3 +113,45 @@ def test_paired_draws_see_a_small_lead_that_unpaired_ones_would_not() -> None:
 
 def test_interval_of_nothing_is_nan() -> None:
     assert all(np.isnan(metrics.interval(np.array([np.nan]))))
+
+
+def _mean(s: np.ndarray) -> np.ndarray:
+    return s[:, 1] / s[:, 0]
+
+
+def test_too_few_tiles_give_no_interval() -> None:
+    for n in (1, 2, 7, 8):
+        drawing = metrics.Resampling.of(list(range(n)), 200, 0)
+        values = np.random.default_rng(n).normal(1, 0.01, n)
+        drawn = metrics.bootstrap(np.stack([np.ones(n), values], 1), drawing.weights, _mean)
+        low, high = drawing.interval(drawn, float(values.mean()))
+        assert np.isfinite([low, high]).all() == (n >= 8), n
+        assert ("tiles of ground" in drawing.lacking) == (n < 8)
+    one = metrics.Resampling.crossed(list(range(9)), [0] * 9, 50, 0)
+    assert "one block of dates" in one.lacking
+    assert np.isnan(one.interval(np.ones(50), 1.0)).all()
+
+
+@pytest.mark.parametrize(("tiles", "blocks", "of_tile"), [(16, 3, 0.0), (12, 6, 1.0), (30, 4, 0.5)])
+def test_an_interval_covers_errors_that_a_block_of_dates_or_a_tile_shares(
+    tiles: int, blocks: int, of_tile: float
+) -> None:
+    # what weather did to a block strikes all of its tiles; drawn cell by cell, 95 % cover 36 %
+    rng = np.random.default_rng(5)
+    keys = [(t, b) for t in range(tiles) for b in range(blocks)]
+    ground, dates = [t for t, _ in keys], [b for _, b in keys]
+    drawing = metrics.Resampling.crossed(ground, dates, 300, 0)
+    assert (drawing.tiles, drawing.blocks) == (tiles, blocks)
+    alone = metrics.draws(len(keys), 300, 0)
+    hits = naive = 0
+    for _ in range(200):
+        shared = rng.normal(0, of_tile, (tiles, 1)) + rng.normal(0, 1, (1, blocks))
+        cell = (shared + rng.normal(0, 0.5, (tiles, blocks))).ravel()
+        stacked = np.stack([np.ones(len(cell)), cell], 1)
+        drawn = metrics.bootstrap(stacked, drawing.weights, _mean)
+        low, high = drawing.interval(drawn, float(cell.mean()))
+        hits += low <= 0 <= high
+        low, high = metrics.interval(metrics.bootstrap(stacked, alone, _mean))
+        naive += low <= 0 <= high
+    assert hits >= 180, hits  # of 200: 95 % is 190, and two standard errors are 6
+    assert naive < 140, naive

@@ -13,10 +13,11 @@ import pytest
 
 from cubes import registry
 from cubes.types import CubeError
+from deepsentinel.evaluation.bars import verdict
 from deepsentinel.evaluation.tasks import Evaluation
 from deepsentinel.pictures import charts
 from deepsentinel.pictures import figures as pictures
-from deepsentinel.pictures.report import report, verdict
+from deepsentinel.pictures.report import report
 
 GREY = list(pictures.NODATA)
 
@@ -132,7 +133,9 @@ def test_curves_take_only_what_was_logged() -> None:
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["loss"]
 
 
-def _evaluation(task: str, score: str, rival: str, gain: tuple[float, float, float]) -> Evaluation:
+def _evaluation(
+    task: str, score: str, rival: str, gain: tuple[float, float, float], **options: Any
+) -> Evaluation:
     names = ["model", rival]
     rows: dict[str, Any] = {
         score: [0.6, 0.6 - gain[0]],
@@ -147,7 +150,9 @@ def _evaluation(task: str, score: str, rival: str, gain: tuple[float, float, flo
     table = pd.DataFrame(rows, names)
     table.index.name = "contender"
     month = {n: {"5": {"n": 900.0, "skill": 0.1}} for n in names}
-    meta: dict[str, Any] = {"options": {"gap": None}, "by_month": month, "examples": []}
+    meta: dict[str, Any] = {"by_month": month, "examples": []}
+    meta["options"] = {"gap": None, "held": None, **options}
+    meta["embedding"] = {"dims": 64, "dtype": "int8", "measured": 40}
     if task == "landcover":
         meta |= {
             "names": ["tree cover", "grassland"], "codes": [10, 30], "legend": "worldcover",
@@ -193,6 +198,53 @@ def test_the_page_stands_alone_and_shows_what_the_folder_holds(
     assert "above pixel statistics (+0.100" in text
     assert "below ridge (-0.100" in text
     assert text.count('alt="') == text.count("<img")
+
+
+def test_one_or_two_tiles_are_no_verdict() -> None:
+    table = _evaluation("ndvi", "skill", "ridge", (0.1, np.nan, np.nan)).table.assign(tiles=2)
+    words = verdict(table, "ridge")
+    assert words.startswith("not judged against ridge (+0.100, too few tiles")
+    assert "2 tiles" in words
+
+
+def test_the_page_says_what_training_adds_and_what_of_the_embedding_is_fixed(
+    tmp_path: Path,
+) -> None:
+    _evaluation("landcover", "mIoU", "random encoder", (0.01, -0.01, 0.03)).save(tmp_path / "a")
+    with pytest.raises(CubeError, match="holds no cubes"):
+        report(tmp_path)
+    for task, score in (("landcover", "mIoU"), ("ndvi", "skill")):
+        found = _evaluation(task, score, "random encoder", (0.01, -0.01, 0.03))
+        rival = "pixel statistics" if task == "landcover" else "ridge"
+        found.table.loc[rival] = found.table.loc["random encoder"]
+        found.meta["by_month"][rival] = {"5": {"n": 900.0, "skill": 0.1}}
+        found.save(tmp_path / "scores")
+    text = report(tmp_path).read_text()
+    assert text.count("Training adds nothing here that can be measured") == 2
+    assert text.count("40 of them (62 %) are a fixed rotation") == 2
+    cards = re.findall(r"<b>(.*?)</b><span>(.*?)</span>", text)
+    assert [n for n, what in cards if "the same model untrained" in what] == ["0.590", "0.590"]
+
+
+def test_dates_held_out_are_not_called_radar_alone(tmp_path: Path) -> None:
+    held = [["2022-04-10", "2022-04-20"], ["2022-05-20T12:00:00", "2022-06-08"]]
+    gain = (-0.1, -0.2, -0.05)
+    _evaluation("ndvi-gap", "skill", "ridge", gain, held=held).save(tmp_path / "scores")
+    text = report(tmp_path).read_text()
+    assert "<h2>NDVI of 2 spans of dates held out</h2>" in text
+    assert "Sentinel-2 of 2 spans of dates between 2022-04-10 and 2022-06-08 hidden" in text
+    assert "Sentinel-1 alone" not in text
+    assert "all of Sentinel-2" not in text
+    assert "drawn by block of dates and tile of ground" in text
+
+
+def test_a_run_folder_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    pd.DataFrame({"step": [1, 2], "loss": [3.0, 2.0]}).to_csv(tmp_path / "history.csv", index=False)
+    text = report(tmp_path).read_text()
+    assert re.findall(r"<h2>(.*?)</h2>", text) == ["Training", "How this was made"]
+    _evaluation("ndvi", "skill", "ridge", (0.1, 0.05, 0.2)).save(tmp_path)  # evaluate --out RUN
+    assert "NDVI from Sentinel-1 alone" in report(tmp_path).read_text()
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""Commands of the data side: search, build, info, publish."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepsentinel.cli.shared import Command, area, progress
+
+if TYPE_CHECKING:
+    from cubes import Request
+
+AREA_HELP = (
+    "WEST,SOUTH,EAST,NORTH or LON,LAT (with --size), a known name, or a GeoJSON file; "
+    "write --area=-121,36,... where the first number is negative"
+)
+
+
+def add(command: Command) -> None:
+    """Add the commands of this module."""
+    _add_search(command)
+    _add_build(command)
+    _add_info(command)
+    _add_publish(command)
+
+
+# -- search ------------------------------------------------------------------------------------
+
+
+def _add_search(command: Command) -> None:
+    made = command("search", "what a catalogue has for an area; reads no pixel")
+    made.set_defaults(run=_search)
+    _add_request(made)
+    made.add_argument("--json", action="store_true", help="print the plan itself")
+
+
+def _search(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    request = _request(options)
+    plan = request.plan()
+    if options.json:
+        print(plan.to_json())
+        return
+    rows, columns = plan.geobox.shape
+    print(f"{request.aoi.name}: {rows:,} x {columns:,} px, {plan.geobox.crs}")
+    for axis in plan.axes:
+        print(f"\n{axis.group}.{axis.dim}: {len(axis)} steps")
+        names = [axis.dim, *(n for n in axis.coords if n not in (axis.dim, "items"))]
+        # A column that no item fills says nothing: view angles of most catalogues.
+        table = pd.DataFrame({n: axis.coords[n] for n in names}).dropna(axis="columns", how="all")
+        print(table.to_string(index=False))
+    if plan.missing:
+        print(f"\n{len(plan.missing)} assets missing and masked: {', '.join(plan.missing[:5])}")
+
+
+# -- build -------------------------------------------------------------------------------------
+
+
+def _add_build(command: Command) -> None:
+    made = command("build", "write the cube of an area into a Zarr store; run it again")
+    made.set_defaults(run=_build)
+    made.add_argument("store", nargs="?", help="path of the store; with --like: the area")
+    _add_request(made, required=False)
+    group = made.add_argument_group("a predecessor's recipe: many cubes, dates by its rule")
+    group.add_argument("--like", metavar="RECIPE", help="sen12ts or deepsentinel-1k")
+    group.add_argument("--out", type=Path, help="folder (RECIPE-AREA)")
+    group.add_argument("--limit", type=int, help="most patches")
+    group.add_argument("--seed", type=int, default=0, help="of points, pairs and caps")
+    group.add_argument("--without", action="append", default=[], metavar="LAYER")
+    made.add_argument("--patch", type=int, default=256, help="edge of a shard in pixels")
+    made.add_argument("--codec", choices=("lz4", "zstd", "none"), default="lz4")
+    made.add_argument("--force", action="store_true", help="replace a store of another plan")
+
+
+def _build(options: argparse.Namespace) -> int:
+    import cubes
+
+    if options.like:
+        return _gather(options)
+    lost = [f"--{n}" for n in ("area", "time") if getattr(options, n) is None]
+    lost += ["STORE"] if options.store is None else []
+    if lost:
+        raise cubes.CubeError(f"{', '.join(lost)} missing; see deepsentinel build --help")
+    options.store = Path(options.store)
+    plan = _request(options).plan()
+    layout = cubes.Layout(patch=options.patch, codec=options.codec)
+    report = cubes.write(
+        plan, options.store, layout=layout, progress=progress("build"), force=options.force
+    )
+    print(report)
+    return 0 if report.state == "sealed" else 1
+
+
+def _gather(options: argparse.Namespace) -> int:
+    from cubes.corpora import gathering
+
+    changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
+    if options.time is not None:
+        first, _, last = options.time.partition("/")
+        changes["time"] = (first, last or first)
+    where = options.store or options.area
+    out = options.out or Path(f"{options.like}-{options.store or 'land'}")
+    table = gathering.gather(
+        gathering.recipe(options.like, **changes),
+        area(where) if where else None,
+        out,
+        catalog=_catalog(options),
+        limit=options.limit,
+        progress=progress("build"),
+    )
+    told = table.drop(columns=["reason", "store", "items"], errors="ignore")
+    print(told.to_string(index=False))
+    if (table["state"] == gathering.UNMATCHED).any():
+        for reason, lost in table[table["state"] == gathering.UNMATCHED].groupby("reason"):
+            print(f"{len(lost)} of {len(table)} without a match: {reason}")
+    print(f"{(table['state'] == gathering.MATCHED).sum()} cubes in {out / 'cubes'}")
+    return 0
+
+
+# -- info and publish --------------------------------------------------------------------------
+
+
+def _add_info(command: Command) -> None:
+    made = command("info", "what is in stores, and whether their bytes are those sealed")
+    made.set_defaults(run=_info)
+    made.add_argument("stores", nargs="+", type=Path)
+    made.add_argument(
+        "--verify", nargs="?", const="full", choices=("full", "quick"),
+        help="check every object: by hash, or (quick) by size",
+    )  # fmt: skip
+
+
+def _info(options: argparse.Namespace) -> int:
+    import cubes
+    from deepsentinel.embedding import embedstore
+
+    code = 0
+    for store in options.stores:
+        verify: Any = cubes.verify
+        if (store / embedstore.FOLDER).is_dir():
+            import deepsentinel
+
+            verify = embedstore.verify_embeddings
+            print(deepsentinel.open_embeddings(store, partial=True))
+        else:
+            print(cubes.open(store, partial=True))
+        if options.verify:
+            report = verify(store, quick=options.verify == "quick")
+            print(report)
+            code = max(code, 0 if report.state == "sealed" else 1)
+    return code
+
+
+def _add_publish(command: Command) -> None:
+    made = command("publish", "write sealed stores as one corpus to a folder or an object store")
+    made.set_defaults(run=_publish)
+    made.add_argument("stores", nargs="+", type=Path, help="sealed stores")
+    made.add_argument("url", help="a folder, or s3://, gs://, az://; run again to add or finish")
+    made.add_argument("--name", required=True, help="id of the corpus")
+    made.add_argument("--title", default="", help="for people (the name)")
+    made.add_argument("--license", default="", help="SPDX id (that of the sources)")
+    made.add_argument("--requester-pays", action="store_true")
+
+
+def _publish(options: argparse.Namespace) -> None:
+    import cubes
+
+    made = cubes.corpus(
+        options.stores, name=options.name, title=options.title, license=options.license
+    )
+    report = cubes.publish(
+        made,
+        options.url,
+        requester_pays=options.requester_pays,
+        progress=progress("publish"),
+    )
+    print(report)
+
+
+# -- a request, from flags ---------------------------------------------------------------------
+
+
+def _add_request(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    parser.add_argument("--area", required=required, help=AREA_HELP)
+    parser.add_argument("--time", required=required, help='"2023-04/2023-10", or one "2023"; UTC')
+    parser.add_argument("--layers", help="comma-separated, e.g. s1/backscatter,s2/reflectance")
+    parser.add_argument("--catalog", default="planetary-computer", help="a name, or a TOML file")
+    parser.add_argument("--url", help="where the catalogue is, in place of its row's url")
+    parser.add_argument(
+        "--rows", action="append", default=[], type=Path, help="TOML file of your own rows to add"
+    )
+    parser.add_argument("--size", type=float, help="edge of the square around a point, metres")
+    parser.add_argument("--bands", help="comma-separated, e.g. B04,B08")
+    parser.add_argument("--pols", help="comma-separated, e.g. vv,vh")
+    parser.add_argument("--resolution", type=float, help="pixel edge, metres (default 10)")
+    parser.add_argument("--crs", help="e.g. EPSG:3035 (default: the area's UTM zone)")
+    parser.add_argument("--on-missing", choices=("raise", "mask"), default="raise")
+    parser.add_argument("--max-gib", type=float, default=200.0, help="refuse larger cubes")
+
+
+def _request(options: argparse.Namespace) -> Request:
+    import cubes
+
+    catalog = _catalog(options)
+    given: dict[str, Any] = {"on_missing": options.on_missing, "max_gib": options.max_gib}
+    if options.size is not None:
+        given["size"] = options.size
+    for name in ("bands", "pols"):
+        if getattr(options, name):
+            given[name] = tuple(getattr(options, name).split(","))
+    if options.resolution is not None or options.crs is not None:
+        given["grid"] = cubes.Grid(resolution=options.resolution or 10.0, crs=options.crs)
+    layers = options.layers.split(",") if options.layers else None
+    return cubes.Request.of(area(options.area), options.time, layers, catalog=catalog, **given)
+
+
+def _catalog(options: argparse.Namespace) -> Any:
+    """Return the catalogue asked for, after adding the user's own rows."""
+    import cubes
+
+    for path in options.rows:
+        cubes.add(path)
+    return cubes.catalog(
+        options.catalog, **({"url": options.url} if options.url is not None else {})
+    )
