@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cubes import registry
 from cubes.sampling import stored
 from cubes.store import layout, ledger
 from cubes.types import CubeError, Layer, Plan
 
 _Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
+
+FORM = ("dims", "kind", "dtype", "scale", "offset", "nodata", "units", "legend")
+"""What of a row decides what a stored number means; stores that differ in it cannot be mixed."""
 
 EPOCH = np.datetime64("2000-01-01", "ns")
 """Days are counted from here (float64: 1e-5 s still resolved in 2100)."""
@@ -45,6 +49,8 @@ class Entry:
     steps: np.ndarray | None
     """(step of the clock,) int32: step of this array for each step of its clock, -1 where there
     is none; None where they are the same."""
+    years: tuple[int, ...] = ()
+    """Of a layer with a plane a year."""
     calibration: str = ""
     """Of backscatter; stores that differ in it cannot be mixed."""
 
@@ -67,8 +73,6 @@ class StoreIndex:
     """Clock -> (step,) float64 days since 2000-01-01, ascending."""
     track: np.ndarray | None
     """(step of s1,) int16: which plane of the per-track layers a date belongs to."""
-    years: tuple[int, ...]
-    """Years of the labels."""
 
     def array(self, name: str) -> stored.StoredArray:
         """Return a layer's array, open for reading.
@@ -135,7 +139,6 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
     plan = ledger.build_plan(build)
     axes = {(a.group, a.dim): a.coords for a in plan.axes}
     clocks = _clocks(axes)
-    pairs = _pairs(axes, clocks)
     recorded = _recorded(build, _table(str(build.store), str(seal["tree_sha256"])))
     entries = {}
     for name, array in ledger.build_arrays(build).items():
@@ -149,7 +152,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
         steps = None
         if array.layer.stack_dim == "pair":
             clock = "s1" if "s1" in clocks else array.layer.group
-            steps = pairs if clock == "s1" else None
+            steps = _pairs(axes, clocks, array.layer.group) if clock == "s1" else None
         entries[name] = Entry(
             layer=array.layer,
             path=found.path,
@@ -158,6 +161,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
             recorded=recorded[name],
             clock=clock,
             steps=steps,
+            years=tuple(int(y) for y in axes.get((array.layer.group, "year"), {}).get("year", ())),
             calibration=str(plan.array(name).attrs.get("calibration", "")),
         )
     used = {e.clock for e in entries.values()}
@@ -170,8 +174,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
         transform=tuple(float(v) for v in tuple(plan.geobox.transform)[:6]),
         entries=entries,
         days={k: v for k, v in clocks.items() if k in used},
-        track=_tracks(axes),
-        years=tuple(int(y) for y in axes.get(("labels", "year"), {}).get("year", ())),
+        track=_tracks(axes) if "s1" in used else None,
     )
 
 
@@ -207,9 +210,11 @@ def _clocks(axes: _Axes) -> dict[str, np.ndarray]:
     return clocks
 
 
-def _pairs(axes: _Axes, clocks: Mapping[str, np.ndarray]) -> np.ndarray | None:
+def _pairs(
+    axes: _Axes, clocks: Mapping[str, np.ndarray], group: str = "insar"
+) -> np.ndarray | None:
     """Return for each S1 date the pair that ends there: same track, shortest baseline, or -1."""
-    insar, s1 = axes.get(("insar", "pair")), axes.get(("s1", "time"))
+    insar, s1 = axes.get((group, "pair")), axes.get(("s1", "time"))
     if insar is None or s1 is None:
         return None
     second, first = (days_since(insar[f"{k}_time"]) for k in ("secondary", "reference"))
@@ -282,6 +287,50 @@ def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.nda
         n: (table.valid[n] / ledger.patch_pixels(arrays[n])).astype(np.float32) for n in names
     }
     return shares, next(iter(arrays.values())).patch[1]
+
+
+def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:
+    """Return the layers of stores by name, in the order in which samples are read.
+
+    Raises
+    ------
+    CubeError
+        Stores hold one in different forms: calibration, channels, or what a number means.
+    """
+    layers: dict[str, Layer] = {}
+    first: dict[str, tuple[str, str]] = {}
+    for store in stores:
+        for name, entry in store.entries.items():
+            known = layers.setdefault(name, entry.layer)
+            calibration, path = first.setdefault(name, (entry.calibration, store.path))
+            if calibration != entry.calibration:
+                raise CubeError(
+                    f"{store.path} has {name} as {entry.calibration or 'nothing stated'}, and "
+                    f"{path} as {calibration or 'nothing stated'}: calibrations do not mix; plan "
+                    "these stores apart"
+                )
+            if known.channels != entry.layer.channels:
+                raise CubeError(
+                    f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "
+                    f"another store with {', '.join(known.channels)}: plan them apart"
+                )
+            for part in FORM:
+                ours, theirs = getattr(known, part), getattr(entry.layer, part)
+                nan = all(isinstance(v, float) and math.isnan(v) for v in (ours, theirs))
+                if ours != theirs and not nan:
+                    raise CubeError(
+                        f"{store.path} has {name} with {part} {theirs!r}, and {path} with "
+                        f"{ours!r}: one array cannot hold both; plan these stores apart, or write "
+                        "one again with the other's row"
+                    )
+    # in the registry's order; rows of a user's own that it does not know here come last, by name
+    order = {name: number for number, name in enumerate(registry.layers())}
+    return dict(sorted(layers.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))
+
+
+def _form(layer: Layer) -> str:
+    """Return how a layer's numbers are stored, for a person."""
+    return f"{layer.dtype} x {layer.scale:g} + {layer.offset:g}, nodata {layer.nodata}"
 
 
 def instant(days: float) -> pd.Timestamp:

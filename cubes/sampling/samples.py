@@ -133,7 +133,7 @@ def _plan_store(
         counts["valid"] += int(keep.sum())
         if gap is not None and {"s1", "s2"} <= set(masks):
             first, second = (store.days[c][slice(*ranges[c])] for c in ("s1", "s2"))
-            close = np.abs(first[:, None] - second[None, :]) <= gap
+            close = within(np.abs(first[:, None] - second[None, :]), gap)
             near = masks["s1"].astype(np.float32) @ close.astype(np.float32)
             keep &= ((near > 0) & masks["s2"]).any(axis=1)
         counts["near"] += int(keep.sum())
@@ -143,6 +143,15 @@ def _plan_store(
     return _table(store, number, place, (pieces, keeps, clear), size), {
         c: np.packbits(m, axis=1) for c, m in usable.items()
     }
+
+
+def within(apart: np.ndarray, gap: float) -> np.ndarray:
+    """Return whether times are at most `gap` days apart: to the millisecond, as they are stated.
+
+    Days are float64 and lose a bit at day 8192 (2022-06-06): exactly three may be a hair more.
+    """
+    close: np.ndarray = apart <= gap + 1e-3 / 86_400
+    return close
 
 
 def _usable(
@@ -155,7 +164,10 @@ def _usable(
             and store.entries[n].layer.stack_dim == "time"] or mine  # fmt: skip
     ok = np.ones((len(place), len(store.days[clock])), bool)
     for name in main:
-        ok &= _share(store, name, place, size) >= min_valid - 1e-6
+        share, steps = _share(store, name, place, size), store.entries[name].steps
+        if steps is not None:  # pairs: a date has the one that ends there, or none
+            share = np.where(steps >= 0, share[:, steps], 0)
+        ok &= share >= min_valid - 1e-6
     return ok
 
 
@@ -186,10 +198,10 @@ def _clear(
     size: int,
     masks: tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]],
 ) -> dict[str, np.ndarray]:
-    """Return clock -> (window,) mean share of its mask layer over the usable dates in range."""
+    """Return clock -> (window,) mean share of its `clear` mask over the usable dates in range."""
     out = {}
     for name, entry in store.entries.items():
-        if entry.layer.kind == "mask" and entry.clock in masks[0]:
+        if entry.layer.variable == "clear" and entry.clock in masks[0] and entry.steps is None:
             low, high = masks[1][entry.clock]
             share = _share(store, name, place, size)[:, low:high]
             ok = masks[0][entry.clock]

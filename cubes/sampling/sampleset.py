@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cubes import registry
 from cubes.sampling import pool, stored, stream
-from cubes.sampling.index import StoreIndex, instant
+from cubes.sampling.index import StoreIndex, common_layers, instant
 from cubes.types import CubeError, Layer, Window
 
 Read = dict[str, np.ndarray]
@@ -87,7 +86,7 @@ class Samples:
     ) -> None:
         self.stores, self.window, self.seed = tuple(stores), window, seed
         self._table, self._usable = table, tuple(usable)
-        self.layers: dict[str, Layer] = _common_layers(self.stores)
+        self.layers: dict[str, Layer] = common_layers(self.stores)
         self.clocks = tuple(sorted({k for s in self.stores for k in s.days}))
 
     def __len__(self) -> int:
@@ -107,11 +106,21 @@ class Samples:
         Parameters
         ----------
         rows
-            Integer positions or a boolean mask, (n,).
+            Integer positions, (n,), or a boolean mask of all samples.
+
+        Raises
+        ------
+        CubeError
+            No such sample; a mask of another length.
         """
         rows = np.asarray(rows)
         if rows.dtype != bool:
             rows = self._checked(rows)
+        elif rows.shape != (len(self),):
+            raise CubeError(
+                f"a mask of {rows.size} cannot choose from {len(self):,} samples: give one bool "
+                f"for each of the {len(self)} samples, or integer positions"
+            )
         return self._with(self._table.take(rows))
 
     def select(self, layers: Iterable[str]) -> Samples:
@@ -325,7 +334,8 @@ class Samples:
         Returns
         -------
         dict
-            Layer name -> (n, T, C, y, x) stored integers, nodata where padded or absent: T dates
+            Layer name -> (n, T, C, y, x) stored integers, nodata where padded or absent (a mask
+            ``clear`` that a cube lacks is True throughout: it hides nothing): T dates
             for ``time`` layers (``insar`` layers follow the dates of ``s1``: the pair that ends
             there), K planes for per-track layers, 1 for labels (year nearest to the middle of
             the sample) and static layers. ``<clock>/days`` (n, T) float64 days since
@@ -340,6 +350,8 @@ class Samples:
             written again since the plan, or `out` does not fit.
         """
         rows = self._checked(rows)
+        if threads < 1:
+            raise CubeError(f"threads={threads}: 1 or more decode")
         if out is None:
             out = self.empty(len(rows))
         self._fits(out, len(rows))
@@ -382,14 +394,16 @@ class Samples:
                 dest = out[name][i]
                 entry = store.entries.get(name)
                 if entry is None:
-                    dest[...] = self._nodata(name)
+                    # a cube without a cloud mask says nothing against its pixels: all are clear
+                    clear = self.layers[name].variable == "clear"
+                    dest[...] = 1 if clear else self._nodata(name)
                     continue
                 array = opened[number].array(entry.path, entry.identity, entry.recorded)
                 if entry.clock is not None:
                     chosen = picks[entry.clock]
                     steps = chosen if entry.steps is None else entry.steps[chosen]
                 elif entry.layer.stack_dim == "year":
-                    steps = np.array([self._year(row, store)])
+                    steps = np.array([self._year(row, store, entry.years)])
                 else:
                     steps = np.arange(array.shape[0])
                 if len(steps) < len(dest):
@@ -401,7 +415,7 @@ class Samples:
         nodata = self.layers[name].nodata
         return 0 if nodata is None else nodata
 
-    def _year(self, row: int, store: StoreIndex) -> int:
+    def _year(self, row: int, store: StoreIndex, years: tuple[int, ...]) -> int:
         ends = [
             store.days[c][s]
             for c in store.days
@@ -410,12 +424,18 @@ class Samples:
             for s in (low, high - 1)
         ]
         if not ends:
-            return len(store.years) - 1
+            return len(years) - 1
         middle = instant((min(ends) + max(ends)) / 2).year
-        return int(np.argmin(np.abs(np.array(store.years) - middle)))
+        return int(np.argmin(np.abs(np.array(years) - middle)))
 
     def _checked(self, wanted: Any) -> np.ndarray:
-        rows: np.ndarray = np.asarray(wanted, np.intp).reshape(-1)
+        given = np.asarray(wanted)
+        if given.size and given.dtype.kind not in "iu":
+            raise CubeError(
+                f"rows are integer positions, and these are {given.dtype}: {given.reshape(-1)[0]!r}"
+                " ...; a boolean mask goes to Samples.take"
+            )
+        rows: np.ndarray = given.astype(np.intp).reshape(-1)
         bad = rows[(rows < 0) | (rows >= len(self))]
         if len(bad):
             raise CubeError(f"sample {bad[0]} does not exist; there are {len(self):,}, from 0")
@@ -424,8 +444,10 @@ class Samples:
     def _fits(self, out: Read, n: int) -> None:
         for name, (shape, dtype) in self.spec().items():
             array = out.get(name)
-            if array is None or array.shape != (n, *shape) or array.dtype != dtype:
+            fits = array is not None and array.shape == (n, *shape) and array.dtype == dtype
+            if array is None or not fits or not array.flags.c_contiguous:
                 found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                found += " with gaps between its numbers" if fits else ""
                 raise CubeError(
                     f"out[{name!r}] must be {dtype} {(n, *shape)}, C-contiguous; got {found}: "
                     "use Samples.empty"
@@ -457,26 +479,3 @@ def _mix(z: int) -> int:
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
     return z ^ (z >> 31)
-
-
-def _common_layers(stores: Sequence[StoreIndex]) -> dict[str, Layer]:
-    layers: dict[str, Layer] = {}
-    kinds: dict[str, tuple[str, str]] = {}
-    for store in stores:
-        for name, entry in store.entries.items():
-            known = layers.setdefault(name, entry.layer)
-            kind = kinds.setdefault(name, (entry.calibration, store.path))
-            if kind[0] != entry.calibration:
-                raise CubeError(
-                    f"{store.path} has {name} as {entry.calibration or 'nothing stated'}, and "
-                    f"{kind[1]} as {kind[0] or 'nothing stated'}: calibrations do not mix; plan "
-                    "these stores apart"
-                )
-            if known.channels != entry.layer.channels:
-                raise CubeError(
-                    f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "
-                    f"another store with {', '.join(known.channels)}: plan them apart"
-                )
-    # in the registry's order; rows of a user's own that it does not know here come last, by name
-    order = {name: number for number, name in enumerate(registry.layers())}
-    return dict(sorted(layers.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))

@@ -58,8 +58,10 @@ def split(
         or buffer that is negative or no length; by block or aoi a grid that is not in metres.
     """
     names = NAMES.get(len(fractions))
-    if names is None or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    if names is None or not (min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-6):
         raise CubeError(f"fractions={tuple(fractions)}: two or three positive numbers with sum 1")
+    if not len(samples):
+        raise CubeError("there are no samples to split")
     if by not in ("block", "time", "aoi"):
         raise CubeError(f"by={by!r}: choose block, time or aoi")
     if by == "time":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from cubes.sampling.sampleset import Samples
+from cubes.sampling.sampleset import Read, Samples
 from cubes.types import CubeError, Layer
 
 BINS = 65536
@@ -37,7 +37,7 @@ def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr
     threads
         Decoding and counting threads.
     limit
-        Count at most this many samples, evenly spaced; None counts all.
+        Count at most this many samples, evenly spaced, 1 or more; None counts all.
 
     Returns
     -------
@@ -46,13 +46,17 @@ def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr
         ``count`` int64 pixels, ``mean, std, min, max`` and ``quantile`` (q, entry) float64 in the
         layer's physical units, NaN where nothing was counted, and ``histogram`` (entry, bin)
         int64, bin = stored integer minus the least of its dtype (float layers: 65,536 equal bins
-        over the layer's valid range). Attribute ``samples``: number counted.
+        over the layer's valid range). Coordinates of an entry: ``layer, channel, units`` and
+        ``calibration`` (of backscatter, else empty). Attribute ``samples``: number counted.
 
     Raises
     ------
     CubeError
-        There are no samples, or no continuous layer among theirs.
+        There are no samples, or no continuous layer among theirs; no thread, or a limit below 1.
     """
+    for name, number in (("threads", threads), ("limit", limit)):
+        if number is not None and number < 1:
+            raise CubeError(f"{name}={number}: 1 or more")
     rows = np.arange(len(samples))
     if limit is not None and limit < len(rows):
         rows = rows[np.arange(limit) * len(rows) // limit]
@@ -70,16 +74,21 @@ def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr
         if not hasattr(local, "buffers"):
             local.buffers = mine.empty(1)
         read = mine.read([row], local.buffers, epoch=None)
+        store = mine.stores[int(read["place"][0, 0])]
         for name in counted:
-            mask = read[masks[name]][0] if name in masks else None
-            found = _histogram(read[name][0], mask, samples.layers[name])
+            if name not in store.entries:
+                continue
+            steps = _steps(mine, row, name, read)
+            mask = read[masks[name]][0, steps] if name in masks else None
+            found = _histogram(read[name][0, steps], mask, samples.layers[name])
             with lock:
                 totals[name] += found
 
     with ThreadPoolExecutor(threads) as workers:
         for _ in workers.map(count, rows.tolist()):
             pass
-    return _summary(totals, samples.layers, len(rows))
+    calibration = {n: e.calibration for s in samples.stores for n, e in s.entries.items()}
+    return _summary(totals, samples.layers, calibration, len(rows))
 
 
 def merge(parts: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -88,7 +97,7 @@ def merge(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     Raises
     ------
     CubeError
-        They are of different layers or channels.
+        They are of different layers, channels or calibrations, or stored in different ways.
     """
     if not parts:
         raise CubeError("no statistics to merge")
@@ -96,6 +105,13 @@ def merge(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     for part in parts[1:]:
         if part["entry"].to_numpy().tolist() != first["entry"].to_numpy().tolist():
             raise CubeError("these statistics are of different layers or channels")
+        one, two = (_calibrations(d) for d in (first, part))
+        differ = [n for n in one if n in two and one[n] != two[n]]
+        if differ:
+            raise CubeError(
+                f"{differ[0]} is {one[differ[0]] or 'not stated'} in one part and "
+                f"{two[differ[0]] or 'not stated'} in another: calibrations do not mix"
+            )
         if any((part[k] != first[k]).any() for k in ("scale", "offset", "low")):
             raise CubeError("these statistics are of layers stored in different ways")
     total = np.sum([p["histogram"].to_numpy() for p in parts], axis=0)
@@ -103,13 +119,33 @@ def merge(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     return _described(rest, total).assign_attrs(samples=sum(p.attrs["samples"] for p in parts))
 
 
+def _calibrations(part: xr.Dataset) -> dict[str, str]:
+    """Return entry -> calibration, nothing where `part` was made before they were noted."""
+    if "calibration" not in part.coords:
+        return {}
+    return dict(zip(part["entry"].to_numpy(), part["calibration"].to_numpy(), strict=True))
+
+
 def _mask_of(name: str, layers: dict[str, Layer]) -> str | None:
-    """Return the mask layer of the same group and dates, if there is one."""
+    """Return the mask ``clear`` of the same group and dates, if there is one.
+
+    By its name: a mask of water, or of a user's own, says nothing about clouds.
+    """
     mine = layers[name]
-    for other, layer in layers.items():
-        if layer.kind == "mask" and (layer.group, layer.stack_dim) == (mine.group, mine.stack_dim):
-            return other
-    return None
+    other = layers.get(f"{mine.group}/clear")
+    if other is None or other.kind != "mask" or other.stack_dim != mine.stack_dim:
+        return None
+    return other.name
+
+
+def _steps(samples: Samples, row: int, name: str, read: Read) -> slice | np.ndarray:
+    """Return which steps of a layer are the sample's own, and not padding of the batch."""
+    entry = samples.stores[int(read["place"][0, 0])].entries[name]
+    if entry.clock is None:
+        return slice(entry.length if entry.layer.stack_dim == "track" else 1)
+    if entry.steps is not None:  # dates on which no pair ends
+        return np.flatnonzero(entry.steps[samples.dates(row, entry.clock, epoch=None)] >= 0)
+    return slice(int(read[f"{entry.clock}/present"][0].sum()))
 
 
 def _histogram(stored: np.ndarray, mask: np.ndarray | None, layer: Layer) -> np.ndarray:
@@ -140,7 +176,12 @@ def _bins(stored: np.ndarray, layer: Layer) -> np.ndarray:
     return np.where(good, np.clip(np.nan_to_num(bins), 0, BINS - 1), BINS).astype(np.intp)
 
 
-def _summary(totals: dict[str, np.ndarray], layers: dict[str, Layer], samples: int) -> xr.Dataset:
+def _summary(
+    totals: dict[str, np.ndarray],
+    layers: dict[str, Layer],
+    calibration: dict[str, str],
+    samples: int,
+) -> xr.Dataset:
     entries, rows = [], []
     for name in totals:
         layer = layers[name]
@@ -154,12 +195,13 @@ def _summary(totals: dict[str, np.ndarray], layers: dict[str, Layer], samples: i
             low = float(np.iinfo(dtype).min)
         for channel in layer.channels or ("",):
             entries.append(f"{name}/{channel}".rstrip("/"))
-            rows.append((name, channel, layer.units, scale, offset, low))
+            rows.append((name, channel, layer.units, calibration[name], scale, offset, low))
     columns = list(zip(*rows, strict=True))
-    named = dict(zip(("layer", "channel", "units", "scale", "offset", "low"), columns, strict=True))
+    words = ("layer", "channel", "units", "calibration")
+    named = dict(zip((*words, "scale", "offset", "low"), columns, strict=True))
     dataset = xr.Dataset(
         {k: ("entry", np.array(named[k], np.float64)) for k in ("scale", "offset", "low")},
-        {"entry": entries, **{k: ("entry", list(named[k])) for k in ("layer", "channel", "units")}},
+        {"entry": entries, **{k: ("entry", list(named[k])) for k in words}},
         {"samples": samples},
     )
     return _described(dataset, np.concatenate(list(totals.values())))

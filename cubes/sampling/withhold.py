@@ -64,9 +64,13 @@ def withhold(
 
 def _length(block: str) -> np.timedelta64:
     try:
-        length = np.timedelta64(pd.Timedelta(block).value, "ns")
+        # a plain number would be one of nanoseconds
+        unit = isinstance(block, str) and not block.strip().lstrip("+-").isdigit()
+        length = np.timedelta64(pd.Timedelta(block if unit else "NaT").value, "ns")
     except ValueError as error:
         raise CubeError(f"block={block!r} is not a length of time such as '45D'") from error
+    if np.isnat(length):
+        raise CubeError(f"block={block!r} is not a length of time such as '45D'")
     if length <= np.timedelta64(0):
         raise CubeError(f"block={block!r}: a block is longer than nothing, such as '45D'")
     return length

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import xarray as xr
 
 import cubes
 from cubes import CubeError, Layout, Window, plan
+from cubes.sampling import index as indexes
+from cubes.sampling import samples as samples_module
 from cubes.sampling import stored
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
@@ -278,3 +281,163 @@ def test_a_store_with_rows_of_a_users_own_opens_anywhere(tmp_path: Path) -> None
     assert entries == ["s2/reflectance/B04", "s2/index"]
     assert means == [0.25, 0.25]
     assert units == ["1", "1"]
+
+
+OWN_AXES = """
+[layers."change/amplitude"]
+long_name = "change between two passes"
+dims = ["pair", "y", "x"]
+units = "1"
+kind = "continuous"
+work_dtype = "float32"
+work_nodata = nan
+convert = "identity"
+dtype = "int16"
+scale = 1e-4
+nodata = -32768
+kernel = "nearest"
+resolution = 10
+valid_range = [-3, 3]
+
+[layers."mine/height"]
+long_name = "height of a season"
+dims = ["year", "y", "x"]
+units = "m"
+kind = "continuous"
+work_dtype = "float32"
+work_nodata = nan
+convert = "identity"
+dtype = "int16"
+scale = 0.01
+nodata = -32768
+kernel = "nearest"
+resolution = 10
+valid_range = [0, 100]
+
+[layers."s1/water"]
+long_name = "water"
+dims = ["time", "y", "x"]
+units = "1"
+kind = "mask"
+work_dtype = "uint8"
+convert = "stored"
+dtype = "uint8"
+kernel = "nearest"
+resolution = 10
+valid_range = [0, 1]
+"""
+
+WRITE_AXES = """
+import sys, numpy as np, xarray as xr, cubes
+from odc.geo.geobox import GeoBox
+from odc.geo.xr import xr_coords
+cubes.add(sys.argv[2])
+box = GeoBox.from_bbox((501760, 5601280, 502400, 5601920), "EPSG:32631", resolution=10)
+days = np.datetime64("2022-03-01T06:00", "ns") + np.arange(4) * np.timedelta64(6, "D")
+orbit = {"relative_orbit": ("time", np.full(4, 132)),
+         "orbit_state": ("time", np.full(4, "ascending", object)),
+         "platform": ("time", np.full(4, "sentinel-1a", object))}
+flat = np.ones((64, 64), "float32")
+steps = lambda *values: np.stack([np.float32(v) * flat for v in values])
+water = np.zeros((4, 64, 64), bool)
+water[:, :8] = True
+s1 = xr.Dataset(
+    {"backscatter": (("time", "pol", "y", "x"), steps(-1, -2, -3, -4)[:, None],
+                     {"calibration": "gamma0_rtc"}),
+     "water": (("time", "y", "x"), water)},
+    coords=dict(xr_coords(box)) | orbit | {"time": days, "pol": ["vv"]})
+ends = np.array([1, 3])
+change = xr.Dataset(
+    {"amplitude": (("pair", "y", "x"), steps(0.1, 0.3))},
+    coords=dict(xr_coords(box)) | {
+        "pair": ["a", "b"], "secondary_time": ("pair", days[ends]),
+        "reference_time": ("pair", days[ends - 1]), "temporal_baseline": ("pair", [6.0, 6.0]),
+        "relative_orbit": ("pair", [132, 132]),
+        "orbit_state": ("pair", np.array(["ascending"] * 2, object))})
+mine = xr.Dataset({"height": (("year", "y", "x"), steps(1, 2, 3))},
+                  coords=dict(xr_coords(box)) | {"year": [2019, 2022, 2030]})
+cubes.write(xr.DataTree.from_dict({"s1": s1, "change": change, "mine": mine}), sys.argv[1])
+"""
+
+
+def test_pairs_years_and_masks_of_a_users_own(tmp_path: Path) -> None:
+    """Each group has its own pairs and years, and a mask is a mask of clouds only by its name."""
+    path, rows = tmp_path / "own.zarr", tmp_path / "own.toml"
+    rows.write_text(OWN_AXES)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRITE_AXES, str(path), str(rows)],
+        capture_output=True, text=True, check=False, timeout=50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-800:]
+    samples = plan(path, Window(size=64, dates=4))
+    assert samples.layers["s1/water"].kind == "mask"
+    read = samples.read([0], epoch=None)
+    assert read["s1/backscatter"][0, :, 0, 0, 0].tolist() == [-100, -200, -300, -400]
+    assert read["change/amplitude"][0, :, 0, 0, 0].tolist() == [-32768, 1000, -32768, 3000]
+    assert read["mine/height"][0, :, 0, 0, 0].tolist() == [200]
+    assert "s1_clear" not in samples.table()
+    counts = cubes.stats(samples)["count"].to_series()
+    assert counts["s1/backscatter/vv"] == 4 * 64 * 64
+    assert counts["change/amplitude"] == 2 * 64 * 64
+
+
+def test_stores_that_hold_a_layer_in_other_forms_do_not_mix(tmp_path: Path) -> None:
+    """One array holds the numbers of all: another scale or dtype would be read as this one."""
+    path = tmp_path / "c.zarr"
+    small(path)
+    one = plan(path, WINDOW).stores[0]
+    entry = one.entries[S1]
+    for change in (
+        {"scale": 0.1}, {"offset": 1.0}, {"nodata": 0}, {"units": "1"}, {"dtype": "int32"},
+        {"kind": "class"}, {"legend": "other"}, {"dims": ("pair", "pol", "y", "x")},
+    ):  # fmt: skip
+        layer = replace(entry.layer, **change)
+        two = replace(one, path="other.zarr", entries={S1: replace(entry, layer=layer)})
+        with pytest.raises(
+            CubeError, match=rf"other\.zarr.*s1/backscatter.*{next(iter(change))}.*c\.zarr"
+        ):
+            indexes.common_layers([one, two])
+    other = replace(entry.layer, long_name="another name", convert="power_to_db")
+    same = replace(one, entries={S1: replace(entry, layer=other)})
+    assert list(indexes.common_layers([one, same])) == [S1]
+
+
+@pytest.mark.timeout(10)
+def test_what_read_and_take_refuse(tmp_path: Path) -> None:
+    small(tmp_path / "c.zarr")
+    samples = plan(tmp_path / "c.zarr", WINDOW)
+    for rows in (np.array([True, False, True, True]), [0.5], ["1"]):
+        with pytest.raises(CubeError, match=r"rows.*integer positions"):
+            samples.read(rows)
+    assert samples.read([])["place"].shape == (0, 4)
+    for mask in ([True], [False] * 5):
+        with pytest.raises(CubeError, match=rf"mask of {len(mask)}.*4 samples"):
+            samples.take(mask)
+    with pytest.raises(CubeError, match=r"rows.*integer positions"):
+        samples.take([1.5])
+    for threads in (0, -1):
+        with pytest.raises(CubeError, match=f"threads={threads}.*1 or more"):
+            samples.read([0], threads=threads)
+        with pytest.raises(CubeError, match=f"threads={threads}.*1 or more"):
+            cubes.stats(samples, threads=threads)
+    for limit in (0, -1):
+        with pytest.raises(CubeError, match=f"limit={limit}.*1 or more"):
+            cubes.stats(samples, limit=limit)
+    out = samples.empty(2)
+    out[S1] = np.empty((2, 4, 2, 64, 128), np.int16)[..., ::2]
+    with pytest.raises(CubeError, match=r"s1/backscatter.*C-contiguous"):
+        samples.read([0, 1], out)
+    with pytest.raises(CubeError, match="no samples"):
+        cubes.split(samples.take([]))
+    with pytest.raises(CubeError, match="sum 1"):
+        cubes.split(samples, fractions=(float("nan"), 0.5))
+
+
+def test_a_gap_is_inclusive_to_the_second(tmp_path: Path) -> None:
+    """Days since 2000 lose a bit on 2022-06-06, day 8192, between two dates three days apart."""
+    days = [indexes.days_since([f"2022-06-{d:02d}T05:41:{s:02d}"])[0]
+            for d in (4, 7) for s in range(60)]  # fmt: skip
+    gaps = np.array(days[60:]) - np.array(days[:60])
+    assert (gaps > 3).any(), "exactly three days, and yet more"
+    assert all(samples_module.within(g, 3.0) for g in gaps)
+    assert not samples_module.within(3 + 1 / 86400, 3.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,35 @@ def test_nothing_valid_is_nan_and_not_zero(tmp_path: Path) -> None:
     assert (found["count"] == 0).all()
     assert np.isnan(found["mean"]).all()
     assert np.isnan(found["quantile"]).all()
+
+
+def test_padding_is_not_counted_where_there_is_no_nodata(tmp_path: Path) -> None:
+    """A row without nodata: only how many steps a sample has tells padding from pixels."""
+    for name, dates in (("short", 3), ("long", 6)):
+        streams.write_store(
+            tmp_path / name, shape=(64, 64), s1=dates,
+            layers=("s1/backscatter", "s1/incidence", "insar/coherence")[: 3 if dates > 3 else 1],
+        )  # fmt: skip
+    samples = plan([tmp_path / "short", tmp_path / "long"], Window(size=64, dates=6))
+    usual = stats(samples)["count"].to_series().to_dict()
+    samples.layers = {k: replace(v, nodata=None) for k, v in samples.layers.items()}
+    for store in samples.stores:
+        for name, entry in store.entries.items():
+            object.__setattr__(entry, "layer", samples.layers[name])
+    assert stats(samples)["count"].to_series().to_dict() == usual
+    assert usual["s1/backscatter/vv"] == 9 * 64 * 64
+
+
+def test_calibrations_do_not_merge(tmp_path: Path) -> None:
+    parts = []
+    for calibration in ("gamma0_rtc", "sigma0"):
+        path = tmp_path / calibration
+        streams.write_store(
+            path, shape=(64, 64), layers=("s1/backscatter",), s1=3, calibration=calibration
+        )
+        parts.append(stats(plan(path, Window(size=64, dates=3))))
+        assert set(parts[-1]["calibration"].to_numpy()) == {calibration}
+    with pytest.raises(CubeError, match=r"gamma0_rtc.*sigma0|sigma0.*gamma0_rtc"):
+        merge(parts)
+    older = [p.drop_vars("calibration") for p in parts]  # of a version that did not say it
+    assert int(merge(older)["count"][0]) == 2 * 3 * 64 * 64

@@ -57,6 +57,9 @@ def test_another_sensor_and_every_second_block() -> None:
         ({"every": 1}, "every=1"),
         ({"block": "a month"}, "'a month' is not a length"),
         ({"block": "-3D"}, "longer than nothing"),
+        ({"block": "NaT"}, "'NaT' is not a length"),
+        ({"block": "45"}, "'45' is not a length"),
+        ({"block": 45}, "45 is not a length"),
         ({"block": "400D"}, "2021-03-01 to 2021-08-23, too short"),
     ],
 )
