@@ -328,11 +328,6 @@ def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:
     return dict(sorted(layers.items(), key=lambda kv: (order.get(kv[0], len(order)), kv[0])))
 
 
-def _form(layer: Layer) -> str:
-    """Return how a layer's numbers are stored, for a person."""
-    return f"{layer.dtype} x {layer.scale:g} + {layer.offset:g}, nodata {layer.nodata}"
-
-
 def instant(days: float) -> pd.Timestamp:
     """Return the UTC time (tz-naive) of days since 2000-01-01."""
     # float64 days know a date to 0.2 microseconds; nobody states more than milliseconds
