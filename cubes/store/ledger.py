@@ -127,6 +127,11 @@ def load_build(store: str | os.PathLike[str]) -> Build:
     """
     path = store_path(store)
     file = path / FOLDER / "build.json"
+    if not path.exists() and path.with_name(f"{path.name}.old").exists():
+        raise CubeError(
+            f"{path} was being replaced when that was cut short between two renames; "
+            "cubes.resume(store) puts the new cube there"
+        )
     if not path.exists():
         raise CubeError(f"no store at {path}; write one with cubes.write(request, {str(path)!r})")
     if not file.exists():

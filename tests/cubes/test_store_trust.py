@@ -168,11 +168,7 @@ def test_names_of_axes_lead_nowhere_else(gift: Path, name: str, where: str) -> N
             axis[where] = name
 
     before = set(gift.parent.parent.rglob("*"))
-    try:
-        _edit(gift, change)
-    except CubeError as error:
-        assert "cannot be a name" in str(error)
-        return
+    _edit(gift, change)
     for verb in (store.repair, store.open, store.verify):
         with pytest.raises(CubeError, match="cannot be a name"):
             verb(gift)
@@ -197,13 +193,8 @@ def test_a_link_in_a_store_leads_no_write_outside(gift: Path, plan: Plan, tmp_pa
     (gift / "s2" / "reflectance").rename(outside)
     (gift / "s2" / "reflectance").symlink_to(outside)
     before = {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()}
-    report = None
-    try:
-        report = store.repair(gift, access=plan.access)
-    except CubeError as error:
-        assert "leads out of the store" in str(error)  # noqa: PT017
-    else:
-        assert "leads out of the store" in next(iter(report.failed.values()))
+    report = store.repair(gift, access=plan.access)
+    assert "leads out of the store" in next(iter(report.failed.values()))
     assert {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()} == before
 
 
@@ -331,8 +322,8 @@ def test_a_run_stops_where_another_has_taken_the_store(plan: Plan, tmp_path: Pat
     region = ledger.build_regions(mine)[0]
     from concurrent.futures import ThreadPoolExecutor
 
+    source = build.PlanPixels(plan=plan, arrays=ledger.build_arrays(mine))
     with ThreadPoolExecutor(1) as pool, pytest.raises(CubeError, match="belongs to another run"):
-        source = build.PlanPixels(plan=plan, arrays=ledger.build_arrays(mine))
         build.build_region(mine, region, source, build.Crew(pool=pool))
     assert small.files(path) == before
     assert not small.litter(path)
