@@ -19,6 +19,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from cubes import registry
+from cubes.bounds import reprojected
 from cubes.types import AOI, CubeError, Grid
 
 if TYPE_CHECKING:
@@ -308,12 +309,7 @@ def lonlat_bounds(box: GeoBox) -> tuple[float, float, float, float]:
     """Return (west, south, east, north) of a grid in degrees, its bent edges included."""
     if box.crs is None:
         raise CubeError("the grid has no CRS; give GeoBox(..., crs='EPSG:...')")
-    from pyproj import Transformer
-
-    back = Transformer.from_crs(box.crs.proj, "EPSG:4326", always_xy=True)
-    # 21 points along each edge: it bends
-    west, south, east, north = back.transform_bounds(*box.boundingbox.bbox, densify_pts=21)
-    return west, south, east, north
+    return reprojected(box.boundingbox.bbox, box.crs.proj)
 
 
 def like(dataset: Any) -> Grid:

@@ -20,6 +20,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "errors": (),
     "rows": (),
     "types": (),
+    "bounds": (),
     "reading": ("access", "resample", "opener", "read", "drivers"),
     "registry": (),
     "names": (),

@@ -19,6 +19,7 @@ import shapely
 import xarray as xr
 
 from cubes import registry
+from cubes.bounds import reprojected
 from cubes.cube import attributes
 from cubes.types import CubeError, Layer, Legend
 
@@ -144,15 +145,11 @@ def _read_file(path: Path, box: GeoBox, geopandas: Any) -> Any:
 
 def _bounds_in(box: GeoBox, crs: Any) -> tuple[float, float, float, float] | None:
     """Return the grid's bounds in another CRS with a pixel's margin; None where that fails."""
-    from pyproj import Transformer
-
     assert box.crs is not None
     margin = 2 * max(abs(box.resolution.x), abs(box.resolution.y))
     left, bottom, right, top = box.boundingbox.bbox
     outer = (left - margin, bottom - margin, right + margin, top + margin)
-    forward = Transformer.from_crs(box.crs.proj, crs, always_xy=True)
-    # 21 points along each edge: it bends
-    found = forward.transform_bounds(*outer, densify_pts=21)
+    found = reprojected(outer, box.crs.proj, crs)
     if not np.isfinite(found).all() or found[0] > found[2]:
         return None  # over the antimeridian or a pole: take every row
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cubes.bounds import reprojected
 from cubes.reading.opener import Counts, Opened, close_all, count, counting, crs_name, with_dataset
 from cubes.reading.resample import Frame, Taps, frame, pick, taps, weigh
 from cubes.types import Access, ArrayPlan, Asset, CubeError, Layer
@@ -247,15 +248,10 @@ def _lonlat(
     crs: str, transform: Affine, shape: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """Return west, south, east, north of a grid block; west > east over the antimeridian."""
-    from pyproj import Transformer
-
-    transformer = Transformer.from_crs(crs_name(crs)[0], "EPSG:4326", always_xy=True)
     x0, y0 = transform.c, transform.f
     x1, y1 = x0 + transform.a * shape[1], y0 + transform.e * shape[0]
-    w, s, e, n = transformer.transform_bounds(
-        min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1), densify_pts=21
-    )
-    return float(w), float(s), float(e), float(n)
+    outer = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+    return reprojected(outer, crs_name(crs)[0])
 
 
 def misses(bbox: tuple[float, float, float, float] | None, geobox: GeoBox) -> bool:
