@@ -220,7 +220,7 @@ def normaliser(model: Any) -> Normaliser:
 
 
 def chosen(norm: Normaliser, names: Iterable[str] | None) -> Normaliser:
-    """Return a normaliser of the layers named and of the masks that go with them.
+    """Return a normaliser of the layers named and of the masks ``clear`` that go with them.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def chosen(norm: Normaliser, names: Iterable[str] | None) -> Normaliser:
     keep = {
         n: v
         for n, v in norm.layers.items()
-        if n in used or (v.kind == "mask" and v.group in groups and v.stack_dim == "time")
+        if n in used or (v.variable == "clear" and v.group in groups and v.stack_dim == "time")
     }
     return replace(
         norm,

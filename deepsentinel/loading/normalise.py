@@ -234,9 +234,8 @@ def inputs(
             "days": torch.nan_to_num(batch.days[clock]).to(torch.float32),
             "present": batch.present[clock],
         }
-        mask = next((n for n, v in norm.layers.items() if v.kind == "mask" and v.group == group
-                     and v.stack_dim == "time" and n in batch.stored), None)  # fmt: skip
-        if mask is not None:
+        mask = f"{group}/clear"  # by its name: a mask of water or fields says nothing of clouds
+        if mask in norm.layers and mask in batch.stored:
             clear = batch.stored[mask] != 0
             result[group]["clear"] = clear & batch.present[clock][:, :, None, None, None]
     return result
