@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -248,6 +249,41 @@ def test_changed_cubes_are_refused(stores: list[Path], tmp_path: Path) -> None:
     store.write(_tree(7), other, layout=Layout(patch=16))
     with pytest.raises(cubes.CubeError, match=r"1 cubes differ .* first 'place-0'"):
         publish(corpus([other], name="one"), tmp_path / "out")
+
+
+def test_a_cube_written_anew_is_refused_before_anything_is_sent(
+    stores: list[Path], tmp_path: Path
+) -> None:
+    copy = tmp_path / "place-0.zarr"
+    shutil.copytree(stores[0], copy)
+    made = corpus([stores[1], copy], name="two")
+    store.write(_tree(7), copy, layout=Layout(patch=16), force=True)
+    with pytest.raises(cubes.CubeError, match=r"place-0\.zarr was written anew .*cubes\.corpus"):
+        publish(made, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert publish(corpus([stores[1], copy], name="two"), tmp_path / "out").state == "sealed"
+
+
+def test_objects_that_do_not_make_the_hash_in_the_table_are_damage(
+    made: Corpus, tmp_path: Path
+) -> None:
+    """Whoever changes a shard, its row and the checksum of the rows leaves the hash of the cube."""
+    publish(made, tmp_path / "out")
+    key = next(k for k in remote.Folder(str(tmp_path / "out")).sizes("cubes") if "/c/0/0/" in k)
+    (tmp_path / "out" / key).write_bytes(b"mine")
+    rows = pd.read_parquet(tmp_path / "out" / "objects.parquet")
+    rows.loc[rows["key"] == key, ["sha256", "size"]] = [hashlib.sha256(b"mine").hexdigest(), 4]
+    rows.to_parquet(tmp_path / "out" / "objects.parquet")
+    path = tmp_path / "out" / "collection.json"
+    body = json.loads(path.read_text())
+    data = (tmp_path / "out" / "objects.parquet").read_bytes()
+    body["assets"]["objects"]["file:checksum"] = stacdocs.multihash(
+        hashlib.sha256(data).hexdigest()
+    )
+    path.write_text(json.dumps(body))
+    for quick in (False, True):
+        report = verify_corpus(open_corpus(tmp_path / "out"), quick=quick)
+        assert (report.state, report.damaged) == ("damaged", ("/".join(key.split("/")[:2]),))
 
 
 def test_damage_is_found_before_and_after(stores: list[Path], tmp_path: Path) -> None:
