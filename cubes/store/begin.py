@@ -64,7 +64,7 @@ def start(
     Raises
     ------
     CubeError
-        Another cube lies there, and not `force`; no permission.
+        Another cube lies there, and not `force`; no permission, or no place to switch them.
     """
     old = found(path)
     wanted_layout = layout or (old.layout if old and not force else Layout())
@@ -83,6 +83,7 @@ def start(
         if not force:
             raise CubeError(_refusal(old, wanted, plan))
         _check_writable(path.resolve().parent)
+        swap.refuse_occupied(path)
         return wanted, True
     fresh(wanted, plan)
     return wanted, False

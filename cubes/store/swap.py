@@ -63,12 +63,21 @@ def clear(path: Path) -> None:
             _remove(gone)
 
 
+def refuse_occupied(path: Path) -> None:
+    """Raise CubeError where there is no place for the old cube to wait."""
+    old = aside(path)
+    if old.exists():
+        raise CubeError(
+            f"{old} stands where the old cube must go for a moment when {path} is replaced; move "
+            "it away"
+        )
+
+
 def switch(path: Path) -> None:
     """Put the sealed cube beside `path` in its place and remove the old one; holds both locks."""
     new, old = beside(path), aside(path)
     path = path.resolve()
-    if old.exists():
-        raise CubeError(f"{old} stands where the old cube must go for a moment; move it away")
+    refuse_occupied(path)
     disk.write_atomic(path / disk.FOLDER / MARK, b"")
     if exchange(new, path):
         new.rename(old)

@@ -250,6 +250,7 @@ def _run(
     table = ledger.load_table(build)
     tree_hash = None
     if not tally.failed and table.done.issuperset(r.id for r in everything):
+        ledger.still(build)
         _write_metadata(build, table)
         tree_hash = ledger.seal(build, table)
     return Report(

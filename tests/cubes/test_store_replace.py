@@ -119,6 +119,11 @@ def test_no_room_beside_is_said(plan: Plan, other: Plan, tmp_path: Path, monkeyp
     with pytest.raises(CubeError, match=r"a\.zarr\.new exists and is not a cube.*left alone"):
         store.write(other, path, layout=LAYOUT, force=True)
     assert (tmp_path / "a.zarr.new" / "thesis.txt").exists()
+    (tmp_path / "a.zarr.new").rename(tmp_path / "a.zarr.old")
+    monkeypatch.setattr(build, "_read_block", None)
+    with pytest.raises(CubeError, match=r"a\.zarr\.old stands where"):
+        store.write(other, path, layout=LAYOUT, force=True)
+    assert not (tmp_path / "a.zarr.new").exists()
     assert store.verify(path).state == "sealed"
 
 
