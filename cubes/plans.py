@@ -6,16 +6,17 @@ which granules are one pass, which assets in which order, and what to add to a d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import pandas as pd
 
-from cubes import series
+from cubes.steps import Grouped
+from cubes.steps import steps as steps_of
 from cubes.types import (
     STACK_DIMS,
     ArrayPlan,
@@ -174,172 +175,6 @@ def _step_assets(
     return assets, missing
 
 
-def _text(values: Sequence[Any], default: str = "") -> str:
-    """Return the distinct known values of a step, joined by ``/``."""
-    known = dict.fromkeys(str(v) for v in values if not _absent(v))
-    return "/".join(known) or default
-
-
-def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and np.isnan(value))
-
-
-def _mean(values: Sequence[Any]) -> float:
-    known = [float(v) for v in values if not _absent(v)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _mean_azimuth(values: Sequence[Any]) -> float:
-    """Return the mean direction in degrees 0..360: of 359 and 1 it is 0, not 180."""
-    known = [float(v) for v in values if not _absent(v)]
-    if len(set(known)) <= 1:
-        return known[0] if known else float("nan")
-    turns = np.exp(1j * np.deg2rad(known))
-    return float(np.rad2deg(np.angle(turns.mean())) % 360)
-
-
-def _whole(values: Sequence[Any]) -> int:
-    """Return the first known whole number, 0 where unknown (orbits count from 1)."""
-    return next((int(v) for v in values if not _absent(v)), 0)
-
-
-def _items(rows: pd.DataFrame) -> str:
-    return ",".join(rows["id"])
-
-
-def _iso(time: Any) -> str:
-    stamp = pd.Timestamp(time)
-    return (stamp.tz_convert(None) if stamp.tz is not None else stamp).isoformat()
-
-
-Coordinates = dict[str, Any]
-Grouped = list[tuple[Coordinates, list[Any]]]
-"""Coordinates of each step, and its granules as objects with the attributes of `_NEEDED`."""
-
-_NEEDED = ("id", "time", "bbox", "baseline", "properties", "assets")
-
-
-def _time_steps(table: pd.DataFrame, group: str) -> Grouped:
-    table = series.passes(series.deduplicate(series.with_tracks(table)))
-    # columns as lists, taken out once: pandas by the step took 1 s of opening 1,000 granules
-    columns = {name: table[name].tolist() for name in _OF_A_STEP}
-    records = _records(table)
-    out: Grouped = []
-    for _, places in sorted(table.groupby("step").indices.items()):
-        of = {name: [values[i] for i in places] for name, values in columns.items()}
-        coords: Coordinates = {
-            "time": _iso(min(of["time"])),
-            "platform": _text(of["platform"]),
-            "relative_orbit": _whole(of["relative_orbit"]),
-            "items": ",".join(of["id"]),
-        }
-        if group == "s1":
-            coords |= {
-                "orbit_state": _text(of["orbit_state"]),
-                "absolute_orbit": _whole(of["absolute_orbit"]),
-                "processor_version": _text(
-                    [p.get("processing:version") or p.get("s1:processor_version")
-                     for p in of["properties"]]
-                ),
-            }  # fmt: skip
-        else:
-            coords |= {
-                "baseline": _text(of["baseline"]),
-                "cloud_cover": _mean(of["cloud_cover"]),
-                "sun_azimuth": _mean_azimuth(of["sun_azimuth"]),
-                "sun_elevation": _mean(of["sun_elevation"]),
-                "view_azimuth": _mean_azimuth([p.get("view:azimuth") for p in of["properties"]]),
-                "view_incidence": _mean(
-                    [p.get("view:incidence_angle", p.get("s2:mean_incidence_angle"))
-                     for p in of["properties"]]
-                ),
-            }  # fmt: skip
-        out.append((coords, [records[i] for i in places]))
-    return out
-
-
-_OF_A_STEP = (
-    "id", "time", "platform", "relative_orbit", "orbit_state", "absolute_orbit", "baseline",
-    "cloud_cover", "sun_azimuth", "sun_elevation", "properties",
-)  # fmt: skip
-
-
-def _pair_steps(table: pd.DataFrame) -> Grouped:
-    reference = [p.get("insar:reference_datetime") for p in table["properties"]]
-    secondary = [p.get("insar:secondary_datetime") for p in table["properties"]]
-    for item, first, second in zip(table["id"], reference, secondary, strict=True):
-        if not (first and second):
-            raise CubeError(
-                f"item {item!r} lacks insar:reference_datetime or insar:secondary_datetime, so "
-                "its pair is unknown"
-            )
-    table = table.assign(
-        _reference=[_iso(v) for v in reference], _secondary=[_iso(v) for v in secondary]
-    )
-    out: Grouped = []
-    keys = ["_secondary", "_reference", "relative_orbit", "orbit_state"]
-    for _, rows in table.groupby(keys, sort=True, dropna=False):
-        row = rows.iloc[0]
-        first, second = pd.Timestamp(row["_reference"]), pd.Timestamp(row["_secondary"])
-        track = series.track_label(row["relative_orbit"], row["orbit_state"])
-        properties = row["properties"]
-        coords: Coordinates = {
-            "pair": f"{first:%Y%m%dT%H%M%S}_{second:%Y%m%dT%H%M%S}_{track}",
-            "reference_time": row["_reference"],
-            "secondary_time": row["_secondary"],
-            # days between passes, whole: orbits repeat to within seconds
-            "temporal_baseline": round((second - first) / pd.Timedelta("1D")),
-            "perpendicular_baseline": _mean([properties.get("insar:perpendicular_baseline")]),
-            "relative_orbit": _whole([row["relative_orbit"]]),
-            "orbit_state": _text([row["orbit_state"]]),
-            "items": _items(rows),
-        }
-        out.append((coords, _records(rows)))
-    return out
-
-
-def _track_steps(table: pd.DataFrame) -> Grouped:
-    table = series.with_tracks(table)
-    labels = [series.track_label(r.relative_orbit, r.orbit_state) for r in table.itertuples()]
-    out: Grouped = []
-    for label, rows in table.assign(_track=labels).groupby("_track", sort=True):
-        coords: Coordinates = {
-            "track": str(label),
-            "relative_orbit": _whole(rows["relative_orbit"].tolist()),
-            "orbit_state": _text(rows["orbit_state"].tolist()),
-            "items": _items(rows),
-        }
-        out.append((coords, _records(rows)))
-    return out
-
-
-def _year_steps(table: pd.DataFrame, time: tuple[str, str]) -> Grouped:
-    """Return label maps by year: those inside the time range, or else the nearest year's."""
-    years = table["time"].dt.year
-    first, last = (pd.Timestamp(t).year for t in time)
-    inside = (years >= first) & (years <= last)
-    if not inside.any():
-        away = np.minimum((years - first).abs(), (years - last).abs())
-        inside = away == away.min()
-    out: Grouped = []
-    for year, rows in table[inside].groupby(years[inside], sort=True):
-        out.append(({"year": int(year), "items": _items(rows)}, _records(rows)))
-    return out
-
-
-def _steps(layer: Layer, table: pd.DataFrame, time: tuple[str, str]) -> Grouped:
-    """Return the steps along a layer's axis: coordinates, and the granules that make each."""
-    if layer.stack_dim == "time":
-        return _time_steps(table, layer.group)
-    if layer.stack_dim == "pair":
-        return _pair_steps(table)
-    if layer.stack_dim == "track":
-        return _track_steps(table)
-    if layer.stack_dim == "year":
-        return _year_steps(table, time)
-    return [({}, _records(table))]
-
-
 def _mosaic_order(rows: list[Any], crs: str) -> list[Any]:
     """Return the rows of a step as they are laid: the grid's own CRS first, then time, then id."""
 
@@ -350,14 +185,41 @@ def _mosaic_order(rows: list[Any], crs: str) -> list[Any]:
     return sorted(rows, key=key)
 
 
-def _records(rows: pd.DataFrame) -> list[Any]:
-    """Return rows as objects: itertuples makes a class per call, 1 s for 1,000 steps."""
-    values = zip(*(rows[n] for n in _NEEDED), strict=True)
-    return [SimpleNamespace(**dict(zip(_NEEDED, v, strict=True))) for v in values]
+def _pixel(row: Any, key: str) -> float | None:
+    """Return the pixel edge of an asset in metres as its item states it, or None."""
+    asset = row.assets.get(key)
+    if asset is None:
+        return None
+    transform = asset.get("proj:transform") or row.properties.get("proj:transform")
+    code = asset.get("proj:code") or row.properties.get("proj:code")
+    code = code or f"EPSG:{asset.get('proj:epsg') or row.properties.get('proj:epsg')}"
+    if transform and re.fullmatch(r"EPSG:32[67]\d\d", str(code)):  # UTM: its numbers are metres
+        return float(abs(transform[0]))
+    said = asset.get("gsd") or next(
+        (b["spatial_resolution"] for b in asset.get("raster:bands", ())
+         if "spatial_resolution" in b), None
+    )  # fmt: skip
+    return float(said) if said else None
 
 
-def _attrs(layer: Layer, product: Product) -> dict[str, Any]:
-    attrs: dict[str, Any] = {"collection": product.collection}
+def _native(product: Product, layer: Layer, rows: Sequence[Any]) -> float | list[float]:
+    """Return the pixel edge of the source in metres: a number, or a list where channels differ.
+
+    What the first item says, else the layer's row.
+    """
+    edges = [
+        next((e for row in rows[:1] if (e := _pixel(row, product.assets[c]))), layer.resolution)
+        for c in (layer.channels or ("",))
+        if c in product.assets
+    ]
+    return edges if len(set(edges)) > 1 else edges[0] if edges else layer.resolution
+
+
+def _attrs(layer: Layer, product: Product, rows: Sequence[Any]) -> dict[str, Any]:
+    attrs: dict[str, Any] = {
+        "collection": product.collection,
+        "native_resolution_m": _native(product, layer, rows),
+    }
     if layer.name == "s1/backscatter":
         if product.calibration is None:
             raise CubeError(
@@ -397,7 +259,7 @@ def arrays(want: Want, search: Search) -> tuple[list[Axis], list[ArrayPlan], lis
         if key not in axes:
             timed = layer.stack_dim in ("time", "pair")
             table = search(product.collection, timed, product.query)
-            axes[key] = (product.collection, _steps(layer, table, want.time))
+            axes[key] = (product.collection, steps_of(layer, table, want.time))
         collection, steps = axes[key]
         if collection != product.collection:
             raise CubeError(
@@ -409,7 +271,7 @@ def arrays(want: Want, search: Search) -> tuple[list[Axis], list[ArrayPlan], lis
         planned.append(
             ArrayPlan(
                 layer=layer, steps=tuple(assets for assets, _ in filled),
-                attrs=_attrs(layer, product),
+                attrs=_attrs(layer, product, steps[0][1] if steps else ()),
             )
         )  # fmt: skip
     if missing and want.on_missing == "raise":

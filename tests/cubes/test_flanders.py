@@ -73,6 +73,15 @@ def _items(real: Path, collection: str) -> list[tuple[dict[str, object], Path]]:
     return sorted(found, key=lambda v: (v[0]["properties"]["datetime"], v[0]["id"]))
 
 
+def test_what_the_source_is_comes_from_the_source(request_: cubes.Request) -> None:
+    """Its radar has pixels of 20 m, where the layer's own row says 10."""
+    tree = request_.open()
+    assert tree["s1/backscatter"].attrs["native_resolution_m"] == 20
+    edges = tree["s2/reflectance"].attrs["native_resolution_m"]
+    bands = dict(zip(tree["s2"].band.to_numpy(), edges, strict=True))
+    assert (bands["B04"], bands["B11"]) == (10, 20)
+
+
 def test_stored_integers_equal_plain_rasterio(real: Path, store: Path) -> None:
     rng = np.random.default_rng(20261120)
     group = zarr.open_group(store, mode="r")

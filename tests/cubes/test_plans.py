@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cubes import plans, registry
+from cubes import plans, registry, steps
 from cubes.types import CubeError
 
 ESA_TODAY, OLDER = 0.0, 1000.0
@@ -116,7 +116,7 @@ def test_signed_queries_never_enter_a_plan() -> None:
 
 
 def test_directions_are_averaged_around_the_circle() -> None:
-    around = plans._mean_azimuth([359.0, 1.0])
+    around = steps.mean_azimuth([359.0, 1.0])
     assert min(around, 360 - around) < 1e-9
-    assert plans._mean_azimuth([150.2, None, 150.2]) == 150.2
-    assert plans._mean_azimuth([80.0, 100.0]) == pytest.approx(90)
+    assert steps.mean_azimuth([150.2, None, 150.2]) == 150.2
+    assert steps.mean_azimuth([80.0, 100.0]) == pytest.approx(90)
