@@ -99,8 +99,8 @@ def wrong_values(values: npt.NDArray[Any], layer: Layer) -> str | None:
     if count > max(CLIPPED_FEW, CLIPPED_SHARE * known):
         reach = (np.nanmin(values), np.nanmax(values))
         return (
-            f"{layer.name!r}: {count:,} of {known:,} values lie outside {low:g} to {high:g} "
-            f"{layer.units} (they reach {reach[0]:g} to {reach[1]:g}) and would be "
+            f"{layer.name!r}: {count:,} of {known:,} values lie outside {low:g} to {high:g} in "
+            f"{layer.units!r} (they reach {reach[0]:g} to {reach[1]:g}) and would be "
             f"clipped; convert them to {layer.units!r}, and set what is missing to NaN"
         )
     if layer.units == "dB" and known >= ENOUGH and float(np.nanmin(values)) >= 0:

@@ -324,24 +324,41 @@ def expected_coherence(true: npt.ArrayLike, looks: float) -> npt.NDArray[np.floa
         raise CubeError(f"looks {looks} must be at least 1")
     if np.any((gamma < 0) | (gamma > 1)):
         raise CubeError("a coherence lies outside 0..1")
-    from scipy.special import gammaln
-
-    front = gammaln(looks) + gammaln(1.5) - gammaln(looks + 0.5)
-    out = np.ones_like(gamma)
-    inside = gamma < 1
-    squares = gamma[inside] ** 2
-    # the series with (1 - g^2)^L inside every term: no term overflows
-    k = np.arange(0, 200_000 if gamma[inside].size and squares.max() > 0.999 else 20_000)
-    terms = (
-        gammaln(1.5 + k) - gammaln(1.5) + 2 * (gammaln(looks + k) - gammaln(looks))
-        - (gammaln(looks + 0.5 + k) - gammaln(looks + 0.5)) - 2 * gammaln(1.0 + k)
-    )  # fmt: skip
-    sums = np.empty(squares.shape)
-    for i, square in np.ndenumerate(squares):
-        power = k * np.log(square) if square > 0 else np.where(k == 0, 0.0, -np.inf)
-        sums[i] = np.exp(terms + power + front + looks * np.log1p(-square)).sum()
-    out[inside] = sums
+    out = np.where(np.isnan(gamma), np.nan, 1.0)
+    for index in zip(*np.nonzero(gamma < 1), strict=True):
+        out[index] = _mean_ratio(float(gamma[index]) ** 2, looks)
     return out.reshape(np.shape(true)) if np.ndim(true) else out[0:1].reshape(())
+
+
+TERMS = 8192
+"""Most terms of the series that are summed; of longer ones as many, evenly spaced."""
+
+
+def _mean_ratio(square: float, looks: float) -> float:
+    """Return the series of `expected_coherence` for a squared coherence below 1.
+
+    With (1 - g^2)^L inside, its k-th term is the probability of k under a negative binomial law
+    times ``Gamma(k + 3/2) Gamma(k + L) / (Gamma(k + L + 1/2) Gamma(k + 1))``: a mean over that law,
+    whose bulk may lie at millions (many looks, or a coherence near 1).
+    """
+    from scipy.special import gammaln, xlogy
+
+    middle, spread = looks * square / (1 - square), np.sqrt(looks * square) / (1 - square)
+    first, last = max(0, int(middle - 12 * spread)), int(middle + 40 * spread) + 40
+    step = max(1, (last - first) // TERMS)
+    # the first thousand one by one: there the law of few looks bends
+    head = np.arange(first, min(first + 1000, last + 1), dtype=np.float64)
+    tail = np.arange(head[-1] + 1, last + 1, step, dtype=np.float64)
+    k = np.concatenate([head, tail])
+    weights = gammaln(looks + k) - gammaln(k + 1) + xlogy(k, square)
+    weights = np.exp(weights - weights.max())
+    weights[len(head) :] *= step
+    # Euler-Maclaurin: the first of the spaced terms stands for half a step, none before it
+    weights[len(head) : len(head) + 1] *= (step + 1) / (2 * step)
+    ratio = np.exp(
+        gammaln(k + 1.5) - gammaln(k + 1) + gammaln(looks + k) - gammaln(looks + k + 0.5)
+    )
+    return float((weights * ratio).sum() / weights.sum())
 
 
 def unbiased_coherence(sample: npt.ArrayLike, looks: float) -> npt.NDArray[np.float32]:
@@ -349,8 +366,15 @@ def unbiased_coherence(sample: npt.ArrayLike, looks: float) -> npt.NDArray[np.fl
 
     Inverts `expected_coherence` on a table of 512 values. It corrects the mean, not the spread:
     single pixels stay noisy.
+
+    Raises
+    ------
+    CubeError
+        One look or fewer: every sample is 1.
     """
-    table = np.linspace(0, 0.999, 512)
+    if looks <= 1:
+        raise CubeError(f"{looks} looks say nothing about coherence: take a larger window")
+    table = np.linspace(0, 1, 512)
     values = np.asarray(sample, np.float64)
     corrected = np.interp(values, expected_coherence(table, looks), table)
     return np.where(np.isnan(values), np.nan, corrected).astype(np.float32)
@@ -383,12 +407,19 @@ def regrid_phase(phase: xr.DataArray, like: Any, *, kernel: str = "bilinear") ->
     kernel : str
         GDAL's name of the kernel, applied to cosine and sine.
 
+    Raises
+    ------
+    CubeError
+        The phase has no CRS.
+
     Notes
     -----
     Angles themselves are never interpolated: between +pi and -pi lies pi, not 0.
     """
     import odc.geo.xr  # noqa: F401  registers the accessor
 
+    if phase.odc.geobox is None or phase.odc.geobox.crs is None:
+        raise CubeError("the phase has no grid with a CRS; write one with .odc.assign_crs(...)")
     turned: list[xr.DataArray] = [
         xr.apply_ufunc(part, phase, dask="allowed").astype("float32") for part in (np.cos, np.sin)
     ]

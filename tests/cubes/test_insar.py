@@ -184,3 +184,49 @@ def test_nominal_looks_are_those_of_white_speckle(
     found = insar.coherence(a, b, window=window, multilook=multilook)
     assert found.coherence.attrs["nominal_looks"] == pytest.approx(wanted, abs=1e-3)
     assert insar.effective_looks(a, window, multilook=multilook) == pytest.approx(wanted, rel=0.03)
+
+
+def _summed(true: float, looks: float, terms: int) -> float:
+    """Return the closed form term by term, each from the one before: no gamma function but one."""
+    from math import gamma, log, log1p
+
+    front = log(gamma(1.5)) if looks > 100 else log(gamma(looks) * gamma(1.5) / gamma(looks + 0.5))
+    if looks > 100:  # Gamma(L) / Gamma(L + 1/2), Tricomi and Erdelyi 1951
+        front += -0.5 * log(looks) + log1p(1 / (8 * looks) + 1 / (128 * looks**2))
+    k = np.arange(terms, dtype=np.float64)
+    steps = np.log((1.5 + k) / (looks + 0.5 + k)) + 2 * np.log((looks + k) / (1 + k))
+    logs = np.concatenate([[0.0], np.cumsum(steps + 2 * log(true))])
+    return float(np.exp(logs + front + looks * log1p(-(true**2))).sum())
+
+
+@pytest.mark.parametrize(
+    ("true", "looks"),
+    [(0.99, 50), (0.99, 500), (0.99, 1000), (0.9999, 50), (0.999, 1.5), (0.9995, 200), (0.3, 2000),
+     (0.9999, 2), (0.6, 3.7)],
+)  # fmt: skip
+def test_the_closed_form_holds_for_many_looks_and_high_coherence(true: float, looks: float) -> None:
+    got = float(insar.expected_coherence(true, looks))
+    assert got == pytest.approx(_summed(true, looks, 2_000_000), abs=1e-6)
+    assert true - 1e-9 <= got <= 1
+
+
+def test_expected_coherence_is_no_number_where_the_true_one_is_none() -> None:
+    got = insar.expected_coherence([np.nan, 0.5, 1.0], 10)
+    assert np.isnan(got[0])
+    assert got[2] == 1
+
+
+def test_bias_is_taken_off_many_looks_too() -> None:
+    true = np.array([0.2, 0.9, 0.99, 0.9995])
+    sample = insar.expected_coherence(true, 300)
+    np.testing.assert_allclose(insar.unbiased_coherence(sample, 300), true, atol=1e-3)
+    assert insar.unbiased_coherence([1.0], 300)[0] == 1
+    with pytest.raises(CubeError, match="say nothing about coherence"):
+        insar.unbiased_coherence([0.5], 1)
+
+
+def test_a_phase_without_a_place_is_refused() -> None:
+    phase = xr.DataArray(np.zeros((4, 4), "float32"), dims=("y", "x"))
+    box = GeoBox((4, 4), Affine(10, 0, 0, 0, -10, 0), "EPSG:32631")
+    with pytest.raises(CubeError, match="no grid with a CRS"):
+        insar.regrid_phase(phase, box)
