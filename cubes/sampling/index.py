@@ -18,7 +18,7 @@ import pandas as pd
 
 from cubes import registry
 from cubes.sampling import stored
-from cubes.store import layout, ledger
+from cubes.store import layout, ledger, opened
 from cubes.types import CubeError, Layer, Plan
 
 _Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
@@ -127,7 +127,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
     Raises
     ------
     CubeError
-        No cube there, not sealed, or stored in working numbers.
+        No cube there, not sealed, objects lost, its ledger changed, or stored in working numbers.
     """
     build = ledger.load_build(store)
     seal = ledger.sealed(build)
@@ -135,6 +135,13 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
         raise CubeError(
             f"{build.store} is not finished (not sealed): run cubes.write again before planning "
             "samples on it"
+        )
+    ledger.refuse_broken(build)
+    gone = opened.lost(build)
+    if gone:
+        raise CubeError(
+            f"{build.store} lacks {len(gone)} objects that were written, first {gone[0]}: run "
+            "cubes.repair on it, then plan again"
         )
     plan = ledger.build_plan(build)
     axes = {(a.group, a.dim): a.coords for a in plan.axes}

@@ -49,7 +49,8 @@ def plan(
     Raises
     ------
     CubeError
-        A window larger than a cube, no sample left, stores that do not fit together.
+        A window larger than a cube, no sample left, stores that do not fit together, or one that
+        is not sealed or lacks objects.
     """
     window = Window() if window is None else window
     _check_window(window, min_valid)

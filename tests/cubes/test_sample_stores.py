@@ -111,20 +111,22 @@ def test_a_lost_object_is_an_error_until_it_is_mended(
     layout = PLAIN if codec == "no shards" else Layout(patch=64, codec=codec)
     stored = small(path, layout=layout)
     samples = plan(path, WINDOW)
+    across = plan(path, Window(size=64, stride=32, dates=4))  # windows that touch the patch
     if warm:
         samples.read([0])  # another patch: the store's array is open
     lost = [p for p in shards(path) if p.parts[-2:] == ("0", "1")]
     assert len(lost) == (4 if codec == "no shards" else 1)
     lost[0].unlink()
-    for found in (samples, plan(path, WINDOW)):
-        for threads in (1, 2):
-            with pytest.raises(
-                CubeError, match=r"lost\.zarr.*s1/backscatter.*patch row 0, column 1.*cubes\.repair"
-            ):
-                found.read([1], threads=threads)
-            np.testing.assert_array_equal(found.read([2])[S1][0], patch(stored, 2))
-        # where a window only touches the patch
-        across = plan(path, Window(size=64, stride=32, dates=4))
+    with pytest.raises(
+        CubeError, match=r"lost\.zarr lacks 1 objects.*s1/backscatter/c/.*0/1: run cubes\.repair"
+    ):
+        plan(path, WINDOW)
+    for threads in (1, 2):
+        with pytest.raises(
+            CubeError, match=r"lost\.zarr.*s1/backscatter.*patch row 0, column 1.*cubes\.repair"
+        ):
+            samples.read([1], threads=threads)
+        np.testing.assert_array_equal(samples.read([2])[S1][0], patch(stored, 2))
         with pytest.raises(CubeError, match=r"column 1.*cubes\.repair"):
             across.read([1])
     assert cubes.repair(path, source=cubes_of(path, stored)).state == "sealed"
@@ -441,3 +443,16 @@ def test_a_gap_is_inclusive_to_the_second(tmp_path: Path) -> None:
     assert (gaps > 3).any(), "exactly three days, and yet more"
     assert all(samples_module.within(g, 3.0) for g in gaps)
     assert not samples_module.within(3 + 1 / 86400, 3.0)
+
+
+def test_a_ledger_that_changed_after_the_seal_is_refused(tmp_path: Path) -> None:
+    """Which dates are usable is read from its counts, so they must be the sealed ones."""
+    path = tmp_path / "c.zarr"
+    small(path)
+    counts = path / "__cubes__" / "valid.npz"
+    with np.load(counts) as saved:
+        changed = {name: saved[name] for name in saved.files}
+    changed[S1] = changed[S1] * 0
+    np.savez_compressed(counts, **changed)
+    with pytest.raises(CubeError, match=r"c\.zarr: valid\.npz changed after the cube was sealed"):
+        plan(path, WINDOW)
