@@ -256,7 +256,7 @@ def geobox(aoi: AOI, grid: Grid | None = None) -> GeoBox:
 
 
 def in_degrees(crs: Any, lonlat: tuple[float, float, float, float]) -> str | None:
-    """Return why a grid in `crs` is refused, None where it is projected.
+    """Return why a grid in `crs` is refused: no CRS, or degrees; None where it is projected.
 
     Parameters
     ----------
@@ -267,6 +267,8 @@ def in_degrees(crs: Any, lonlat: tuple[float, float, float, float]) -> str | Non
     """
     from odc.geo.crs import CRS
 
+    if crs is None:
+        return "the grid has no CRS: give GeoBox(..., crs='EPSG:...')"
     if not CRS(crs).geographic:
         return None
     west, south, east, north = lonlat
@@ -279,11 +281,9 @@ def in_degrees(crs: Any, lonlat: tuple[float, float, float, float]) -> str | Non
 
 def _refuse_degrees(crs: Any, aoi: AOI) -> None:
     """Raise where a wanted grid has no CRS, or one in degrees."""
-    if crs is None:
-        raise CubeError("the grid has no CRS; give GeoBox(..., crs='EPSG:...')")
     problem = in_degrees(crs, aoi.geometry.bounds)
     if problem:
-        raise CubeError(f"{problem}; Grid() alone takes it")
+        raise CubeError(f"{problem}; Grid() alone takes the zone of the area")
 
 
 def _projected_bounds(aoi: AOI, crs: str) -> tuple[float, float, float, float]:

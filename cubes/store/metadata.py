@@ -98,17 +98,11 @@ def _grid_coordinates(geobox: GeoBox) -> dict[str, Coordinate]:
     for name, coord in xr_coords(geobox).items():
         attrs = {str(k): _plain(v) for k, v in coord.attrs.items()}
         if name != "spatial_ref":
-            attrs["standard_name"] = _standard_name(str(name), geobox)
+            attrs["standard_name"] = f"projection_{name}_coordinate"
         out[str(name)] = Coordinate(
             dims=tuple(str(d) for d in coord.dims), data=coord.to_numpy(), attrs=attrs
         )
     return out
-
-
-def _standard_name(dim: str, geobox: GeoBox) -> str:
-    if geobox.crs is not None and geobox.crs.geographic:
-        return {"x": "longitude", "y": "latitude"}.get(dim, dim)
-    return f"projection_{dim}_coordinate"
 
 
 def _coordinate(name: str, dim: str, values: Sequence[Any]) -> Coordinate:

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 from odc.geo.geobox import GeoBox
 
-from cubes import grants, physics, registry, schema
+from cubes import grants, grid, physics, registry, schema
 from cubes.cube import legends_of
 from cubes.reading.access import redact, signed
 from cubes.store import ledger
@@ -109,8 +109,11 @@ def _storable(plan: Plan) -> Plan:
     Raises
     ------
     CubeError
-        One carries a signature, a token or a password.
+        One carries a signature, a token or a password; the grid lies in degrees.
     """
+    problem = grid.in_degrees(plan.geobox.crs, plan.geobox.boundingbox.bbox)
+    if problem:
+        raise CubeError(problem)
     hrefs = (
         asset.href
         for array in plan.arrays

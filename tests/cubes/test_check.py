@@ -141,6 +141,23 @@ def test_grids_in_degrees_are_refused_with_the_zone(grid: Grid) -> None:
         request.plan()
 
 
+def test_a_grid_without_a_crs_is_refused() -> None:
+    nowhere = Grid(geobox=GeoBox((64, 64), Affine(10, 0, 0, 0, -10, 0), None))
+    with pytest.raises(CubeError, match="has no CRS: give"):
+        cubes.Request.of((5.0, 50.0, 5.1, 50.1), "2020", grid=nowhere).geobox()
+
+
+def test_a_plan_in_degrees_is_never_sealed(tmp_path: Path) -> None:
+    plan = Plan(
+        geobox=GeoBox((64, 64), Affine(2e-4, 0, 5, 0, -2e-4, 50), "EPSG:4326"),
+        axes=(Axis(group="s2", dim="time", coords={"time": ("2020-01-01",)}),),
+        arrays=(ArrayPlan(layer=registry.layer("s2/scl"), steps=({"": ()},)),),
+    )
+    with pytest.raises(CubeError, match=r"lies in degrees .*EPSG:32631"):
+        cubes.write(plan, tmp_path / "a.zarr")
+    assert not (tmp_path / "a.zarr").exists()
+
+
 def test_a_tree_in_degrees_is_refused_with_the_zone() -> None:
     degrees = GeoBox((64, 64), Affine(2e-4, 0, 5, 0, -2e-4, 50), "EPSG:4326")
     data = s2(box()).drop_vars("spatial_ref")
