@@ -121,6 +121,8 @@ def catalog(name: str | Path | Catalog, **changes: Any) -> Catalog:
     CubeError
         Unknown name or key, or a file with no or several catalogues.
     """
+    if isinstance(changes.get("url"), os.PathLike):  # as `cubes.worlds.publish` returns it
+        changes["url"] = os.fspath(changes["url"])
     if isinstance(name, Catalog):
         return replace(name, **changes) if changes else name
     if str(name).endswith(".toml"):

@@ -212,3 +212,7 @@ def test_a_file_with_one_catalogue_brings_its_layers_along(tmp_path: Path) -> No
     row = registry.catalog(path)
     assert set(row.products) == {"s8/warmth"}
     assert registry.layer("s8/warmth").units == "K"
+
+
+def test_a_catalogues_url_may_be_a_path() -> None:
+    assert registry.catalog("simulated", url=Path("a") / "catalog.json").url == "a/catalog.json"
