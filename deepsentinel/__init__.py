@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepsentinel.embedding.embed import embed, open_embeddings
-    from deepsentinel.evaluation.evaluate import evaluate
+    from deepsentinel.evaluation.evaluate import Evaluation, Options, assess, evaluate
     from deepsentinel.loading.batch import Batch, Normaliser, inputs, loader
     from deepsentinel.model import Fusion, FusionConfig
     from deepsentinel.pictures.report import report
@@ -22,11 +22,14 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Batch": "loading.batch",
+    "Evaluation": "evaluation.evaluate",
     "Fusion": "model",
     "FusionConfig": "model",
     "Normaliser": "loading.batch",
+    "Options": "evaluation.evaluate",
     "Recipe": "recipe",
     "Run": "training.train",
+    "assess": "evaluation.evaluate",
     "embed": "embedding.embed",
     "evaluate": "evaluation.evaluate",
     "inputs": "loading.batch",
@@ -39,11 +42,14 @@ _WHERE = {
 
 __all__ = [
     "Batch",
+    "Evaluation",
     "Fusion",
     "FusionConfig",
     "Normaliser",
+    "Options",
     "Recipe",
     "Run",
+    "assess",
     "embed",
     "evaluate",
     "inputs",

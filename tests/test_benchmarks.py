@@ -150,33 +150,37 @@ def test_rivals_write_the_same_zarr(kind: str, archives: Path, tmp_path: Path) -
         assert build.same(archive, wrote["ours"], wrote[way]) >= least, way
 
 
+ROUNDS = 7
+"""Of everything that is compared, fixed beforehand: a bar that stops at the first round won, or
+takes the best of several, is met by noise."""
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_build_bar(archives: Path, tmp_path: Path) -> None:
-    """At least as fast as the better of odc-stac and stackstac, each at its best chunking."""
+@pytest.mark.timeout(600)
+def test_build_bar(archives: Path, tmp_path: Path, figure: Any) -> None:
+    """At least as fast as odc-stac, in either chunking, and stackstac: median of paired ratios."""
     archive = common.archive(archives, "optical", edge=1024, dates=4)
     for way, call in build.ways(archive).items():
         call(tmp_path / way)  # imports and page cache, for all of them
-    spent: dict[str, list[float]] = {}
-    best: dict[str, float] = {}
-    for _ in range(4):
-        # Others on the machine slow stretches of seconds down, whoever is running: everyone's best
-        # run is the one they did not meet, and more rounds give everyone more chances.
-        for way, took in build.paired(archive, tmp_path, 4).items():
-            spent.setdefault(way, []).extend(took)
-        best = {way: min(took) for way, took in spent.items()}
-        if best["ours"] <= min(best.values()):
-            break
-    assert best["ours"] <= min(best.values()), spent
+    spent = build.paired(archive, tmp_path, ROUNDS)
+    times = {way: common.ratio(took, spent["ours"]) for way, took in spent.items()}
+    del times["ours"]
+    for way, ratio in times.items():
+        figure(f"build: {way} / ours, median of {ROUNDS} pairs", ratio, ">= 1")
+    assert min(times.values()) >= 1, (times, spent)
 
 
 # ---------------------------------------------------------------------------------------- stream
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_stream_bars(tmp_path: Path) -> None:
-    """At least 20 times xbatcher over dask, and half of what Blosc alone can do from memory."""
+@pytest.mark.timeout(600)
+def test_stream_bars(tmp_path: Path, figure: Any) -> None:
+    """At least 20 times xbatcher over dask, and half of what Blosc alone can do from memory.
+
+    Both are medians of paired ratios: 21 rounds beside the codec (a fifth of a second each), 7
+    beside xbatcher.
+    """
     path = stream.store(tmp_path, edge=512, dates=64, size=256)
     where = stream.race(path, size=256, batch=4, rounds=1)
     ours, codec = stream.ours(where, 2), stream.codec(where, 2)
@@ -184,17 +188,21 @@ def test_stream_bars(tmp_path: Path) -> None:
     for call in (ours, codec, documented):
         with common.quiet():
             call()
-    of_limit = times = 0.0
-    for _ in range(3):  # a machine shared with others may fool one round
-        with common.quiet():
-            fast = common.rounds({"ours": ours, "codec": codec}, 7)
-            slow = common.rounds({"ours": ours, "documented": documented}, 3)
-        of_limit = max(of_limit, common.ratio(fast["codec"], fast["ours"]))
-        times = max(times, common.ratio(slow["documented"], slow["ours"]))
-        if of_limit >= 0.5 and times >= 20:
-            break
+    with common.quiet():
+        fast = common.rounds({"ours": ours, "codec": codec}, 3 * ROUNDS)
+        slow = common.rounds({"ours": ours, "documented": documented}, ROUNDS)
+    of_limit = common.ratio(fast["codec"], fast["ours"])
+    times = common.ratio(slow["documented"], slow["ours"])
+    figure(f"stream: the codec alone / ours, median of {3 * ROUNDS} pairs", of_limit, ">= 0.5")
+    figure(f"stream: xbatcher over dask / ours, median of {ROUNDS} pairs", times, ">= 20")
     assert of_limit >= 0.5, (of_limit, fast)
     assert times >= 20, (times, slow)
+
+
+def test_a_ratio_is_the_median_of_pairs() -> None:
+    # one lucky round of ours, and one unlucky one of theirs, decide nothing
+    assert common.ratio([1.0, 1.0, 9.0], [2.0, 0.1, 2.0]) == 4.5
+    assert common.ratio([1.0, 1.0, 1.0], [2.0, 0.01, 2.0]) == 0.5
 
 
 # ----------------------------------------------------------------------------------------- train
