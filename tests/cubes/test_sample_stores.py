@@ -454,5 +454,5 @@ def test_a_ledger_that_changed_after_the_seal_is_refused(tmp_path: Path) -> None
         changed = {name: saved[name] for name in saved.files}
     changed[S1] = changed[S1] * 0
     np.savez_compressed(counts, **changed)
-    with pytest.raises(CubeError, match=r"c\.zarr: valid\.npz changed after the cube was sealed"):
+    with pytest.raises(CubeError, match=r"c\.zarr.*valid\.npz changed after the cube was sealed"):
         plan(path, WINDOW)
