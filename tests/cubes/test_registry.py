@@ -215,4 +215,7 @@ def test_a_file_with_one_catalogue_brings_its_layers_along(tmp_path: Path) -> No
 
 
 def test_a_catalogues_url_may_be_a_path() -> None:
-    assert registry.catalog("simulated", url=Path("a") / "catalog.json").url == "a/catalog.json"
+    path = Path("a") / "catalog.json"
+    named = registry.catalog("simulated", url="a/catalog.json")
+    assert registry.catalog("simulated", url=path).url == named.url
+    assert isinstance(named.url, str)
