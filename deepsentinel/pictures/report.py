@@ -98,7 +98,9 @@ def score_table(table: pd.DataFrame, score: str) -> str:
     rows = []
     for name, values in table.to_dict("index").items():
         cells = [html.escape(str(name)), *(_number(values[c]) for c in shown)]
-        cells.append(f"{_number(values[f'{score}_low'])} to {_number(values[f'{score}_high'])}")
+        span = [float(values[f"{score}_{end}"]) for end in ("low", "high")]
+        known = bool(np.isfinite(span).all())
+        cells.append(f"{_number(span[0])} to {_number(span[1])}" if known else "too few tiles")
         cells.append("" if name == "model" else _lead_cell(values))
         kind = ' class="model"' if str(name).startswith("model") else ""
         rows.append(f"<tr{kind}>{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
@@ -116,6 +118,8 @@ def _number(value: Any) -> str:
 
 def _lead_cell(row: Mapping[Any, Any]) -> str:
     low, high = float(row["gain_low"]), float(row["gain_high"])
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return f"{float(row['gain']):+.3f} (too few tiles)"
     kind = "good" if low > 0 else "bad" if high < 0 else ""
     return f'<span class="{kind}">{float(row["gain"]):+.3f}</span> ({low:+.3f} to {high:+.3f})'
 

@@ -17,7 +17,7 @@ from deepsentinel.evaluation.bars import verdict
 from deepsentinel.evaluation.tasks import Evaluation
 from deepsentinel.pictures import charts
 from deepsentinel.pictures import figures as pictures
-from deepsentinel.pictures.report import report
+from deepsentinel.pictures.report import report, score_table
 
 GREY = list(pictures.NODATA)
 
@@ -205,6 +205,9 @@ def test_one_or_two_tiles_are_no_verdict() -> None:
     words = verdict(table, "ridge")
     assert words.startswith("not judged against ridge (+0.100, too few tiles")
     assert "2 tiles" in words
+    shown = score_table(table.assign(skill_low=np.nan, skill_high=np.nan), "skill")
+    assert "nan" not in shown
+    assert shown.count("too few tiles") == 3  # two intervals and a lead
 
 
 def test_the_page_says_what_training_adds_and_what_of_the_embedding_is_fixed(
