@@ -126,12 +126,25 @@ def remember(run: Path, stores: Sequence[Path], asked: Flags) -> None:
 
 
 def recall(model: Path) -> Mapping[str, Any] | None:
-    """Return how the samples of a model's run were asked for, None if it does not say."""
+    """Return how the samples of a model's run were asked for, None if it does not say.
+
+    Raises
+    ------
+    CubeError
+        What it says cannot be read.
+    """
+    import cubes
+
     path = model_folder(model).resolve().parent / FLAGS
     if not path.is_file():
         return None
-    body: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return body
+    try:
+        body = dict(json.loads(path.read_text(encoding="utf-8")))
+        return {"stores": list(body["stores"]), "flags": dict(body["flags"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise cubes.CubeError(
+            f"{path} cannot be read ({error!r}): remove it, and give stores and flags as they were"
+        ) from error
 
 
 def trained_on(

@@ -244,6 +244,11 @@ def test_what_was_trained_on_is_never_scored(
     assert "cannot be made again" in capsys.readouterr().err
     assert cli.main([*asked, *SAMPLES]) == 0
     assert cli.main([*asked, *SAMPLES, "--split-seed", "7", "--unchecked"]) == 0
+    capsys.readouterr()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "flags.json").write_text(text)
+        assert cli.main([*asked, *SAMPLES]) == 2
+        assert "flags.json cannot be read" in capsys.readouterr().err
 
 
 def test_spans_held_out_must_not_have_been_trained_on(

@@ -12,7 +12,7 @@ from odc.geo.geobox import GeoBox
 
 import cubes
 import deepsentinel
-from deepsentinel.evaluation.evaluate import Options, assess
+from deepsentinel import Options, assess
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -57,6 +57,9 @@ def test_gaps_of_a_field_in_flanders(
     # After 12 steps nothing is claimed of the model; what lies on both sides of a gap tells a lot.
     assert table.loc["linear interpolation", "skill"] > 0.3
     assert table["gain_low"].lt(table["gain_high"]).drop("model").all()
+    assert table["tiles"].iloc[0] == 16
+    assert table["blocks"].iloc[0] == len(held) > 2
+    assert "random encoder" in table.index
 
     embedding = deepsentinel.embed(model, known, tmp_path / "embedding.zarr", dims=64)
     values = embedding["embeddings"]
