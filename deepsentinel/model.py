@@ -706,7 +706,7 @@ class Fusion(nn.Module):
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, Broken) as why:
             raise ModelError(
                 f"{folder} holds no whole Fusion of save_pretrained ({type(why).__name__}: "
-                f"{str(why)[:200]}): copy it again from where it was saved, or train it again"
+                f"{' '.join(str(why).split())[:200]}): copy it again, or train again"
             ) from None
         if version != FORMAT_VERSION:
             do = "upgrade deepsentinel" if version > FORMAT_VERSION else "train it again"

@@ -168,6 +168,8 @@ def test_resume_refuses_what_is_not_the_same(samples: Samples) -> None:
         (loader(samples, 4, seed=8), "another seed"),
         (loader(samples, 2, seed=7), "another batch size"),
         (loader(samples.select(["s2/scl"]), 4, seed=7), "other samples"),
+        (loader(samples, 4, seed=7, shuffle=False), "shuffle was another"),
+        (loader(samples, 4, seed=7, drop_last=False), "drop_last was another"),
     ]
     for other, match in others:
         with pytest.raises(CubeError, match=match):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,25 +15,37 @@ import xarray as xr
 import zarr
 
 import cubes
-from cubes.types import CubeError
+from cubes.types import CubeError, Layout
 from deepsentinel.embedding import embedstore
-from deepsentinel.embedding.embed import embed, open_embeddings, quantise, verify_embeddings
+from deepsentinel.embedding.embed import (
+    Job,
+    embed,
+    open_embeddings,
+    quantise,
+    verify_embeddings,
+)
 from deepsentinel.embedding.encoding import Encoder
 from deepsentinel.embedding.tiling import tiles
+from deepsentinel.model import Fusion
 
 
 @pytest.mark.parametrize("shape", [(256, 512), (64, 64), (130, 700), (257, 40), (512, 300)])
-@pytest.mark.parametrize(("core", "overlap"), [(128, 32), (64, 0), (64, 40)])
+@pytest.mark.parametrize(
+    ("core", "overlap", "patch"),
+    [(128, 32, 8), (64, 0, 8), (64, 40, 8), (128, 36, 12), (128, 0, 12), (128, 35, 5)],
+)
 def test_cores_partition_and_windows_stay_on_the_patch_lattice(
-    shape: tuple[int, int], core: int, overlap: int
+    shape: tuple[int, int], core: int, overlap: int, patch: int
 ) -> None:
     count = np.zeros(shape, int)
     for y in range(0, shape[0], 256):
         for x in range(0, shape[1], 256):
             block = (slice(y, min(y + 256, shape[0])), slice(x, min(x + 256, shape[1])))
-            for t in tiles(shape, block, core=core, overlap=overlap, patch=8):
+            for t in tiles(shape, block, core=core, overlap=overlap, patch=patch):
                 count[t.core] += 1
-                assert t.y0 % 8 == t.x0 % 8 == 0
+                assert t.y0 % patch == t.x0 % patch == 0
+                assert (t.y1 - t.y0) % patch == 0 or t.y1 == shape[0]
+                assert (t.x1 - t.x0) % patch == 0 or t.x1 == shape[1]
                 assert 0 <= t.y0 < t.y1 <= shape[0]
                 assert 0 <= t.x0 < t.x1 <= shape[1]
                 assert t.keep[0].start >= 0
@@ -249,3 +262,55 @@ def test_nothing_is_left_behind_by_a_store_that_could_not_be_made(
     with pytest.raises(OSError, match="no space"):
         embed(near, wide, tmp_path / "new.zarr")
     assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize("change", [{"min_usable": 0.9}, {"reach": 2}, {"card": {"model": "x"}}])
+def test_what_has_no_weight_is_part_of_the_identity_too(
+    near: Any, wide: Path, change: dict[str, Any]
+) -> None:
+    other = Fusion(replace(near.config, **change))
+    other.load_state_dict(near.state_dict())
+    made = [Job.of(m, wide, dims=16, dtype="int8", overlap=32).identity for m in (near, other)]
+    assert made[0] != made[1]
+
+
+def test_no_seam_with_patches_that_do_not_divide_the_core(
+    land: ModuleType, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = land.model(wide, reach=1, patch=12)
+    encoder = Encoder.of(odd, wide)
+    whole, seen = encoder.run([encoder.reader.read(slice(0, 136), slice(0, 320))], 16)
+    got = embed(odd, wide, dims=16, dtype="float32", overlap=36)["embeddings"].to_numpy()[0]
+    there = np.broadcast_to(seen[0], got.shape)
+    assert np.abs(got - whole[0])[there].max() < 1e-4
+
+
+def test_progress_is_told_by_block(near: Any, wide: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    job = Job.of(near, wide, dims=16, dtype="int8", overlap=32)
+    job.write(tmp_path / "e.zarr", lambda done, total, _: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
+def test_simulated_ground_alone_is_no_teacher_of_real_ground(near: Any, land: ModuleType) -> None:
+    tree = land.landscape(shape=(32, 32), seed=6, hole=False)
+    for catalogs, warns in ((["simulated"], True), (["simulated", "x"], False), ([], False)):
+        model = Fusion(replace(near.config, card={"catalogs": catalogs})).eval()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            embed(model, tree, dims=16)
+        said = [str(w.message) for w in told if "simulated ground alone" in str(w.message)]
+        assert bool(said) == warns
+        assert all(w.filename == __file__ for w in told if "simulated" in str(w.message))
+
+
+def test_a_store_of_working_numbers_is_refused(near: Any, land: ModuleType, tmp_path: Path) -> None:
+    tree = land.landscape(shape=(32, 32), seed=6, hole=False)
+    cubes.write(tree, tmp_path / "l.zarr", layout=Layout(patch=32, lossless=True))
+    with pytest.raises(CubeError, match=r"working numbers.*cubes\.open"):
+        embed(near, tmp_path / "l.zarr", dims=16)
+
+
+def test_embedding_needs_no_evaluation() -> None:
+    root = Path(__file__).parents[2] / "deepsentinel" / "embedding"
+    assert not [p.name for p in root.glob("*.py") if "deepsentinel.evaluation" in p.read_text()]

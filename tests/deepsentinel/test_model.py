@@ -403,6 +403,35 @@ def test_clear_errors(sample: Any, tmp_path: Path) -> None:
         replace(model.config, groups={})
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b"[3]"),
+        ("config.json", b"\xff\xfe\x00"),
+        ("config.json", b'{"model": "Fusion"}'),
+        ("config.json", b'{"format": 2, "model": "Fusion", "groups": {"s1": 3}, "foo": 1}'),
+        ("config.json", b'{"format": 2, "model": "Fusion", "groups": {"s1": 3}}'),
+        ("config.json", b'{"format": "two", "model": "Fusion", "groups": {}}'),
+        ("model.safetensors", b""),
+        ("model.safetensors", None),  # cut
+        ("model.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "),  # no tensor in it
+    ],
+)
+def test_a_broken_folder_is_one_clear_error(tmp_path: Path, name: str, data: bytes | None) -> None:
+    nano().save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:1000] if data is None else data)
+    with pytest.raises(ModelError, match=r"no whole Fusion .* \(\w+.*copy it again"):
+        Fusion.from_pretrained(tmp_path)
+
+
+def test_the_folder_of_a_run_names_its_model(tmp_path: Path) -> None:
+    nano().save_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(ModelError, match=r"has no config\.json.*did you mean .*run.model\?"):
+        Fusion.from_pretrained(tmp_path / "run")
+
+
 def test_the_file_works_alone(root: Path, tmp_path: Path) -> None:
     """Copied elsewhere, without the packages, it runs with torch alone."""
     source = (root / "deepsentinel" / "model.py").read_text()

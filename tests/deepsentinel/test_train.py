@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,19 +24,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 from toy import GROUPS, Toy, ToySource, landscape
 
 from cubes.types import CubeError
+from deepsentinel.loading.batch import Loader
 from deepsentinel.model import Fusion, FusionConfig, usable
-from deepsentinel.recipe import Recipe, load_recipe, make_recipe
+from deepsentinel.recipe import BOUNDS, ModelRecipe, Recipe, load_recipe, make_recipe
 from deepsentinel.training import checkpoint
 from deepsentinel.training.augment import Hiding, compact, hide
 from deepsentinel.training.objectives import (
     Masked,
+    check_names,
     collapse,
     info_nce,
     ndvi,
     ndvi_constants,
     objective,
 )
-from deepsentinel.training.train import Run, learning_rate, mixed, train
+from deepsentinel.training.train import Run, Training, learning_rate, mixed, train
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +96,19 @@ def test_overrides_change_recipe_and_hash() -> None:
         ("train.steps=many", "train.steps must be int, got 'many'"),
         ("train.steps=1.5", "train.steps must be int"),
         ("train.steps=0", "at least 1"),
+        ("train.devices=2", "unknown key 'train.devices'"),
+        ("train.clip=-1", "train.clip is -1.0; it must be above 0"),
+        ("train.clip=nan", "train.clip is nan; it must be above 0"),
+        ("train.lr=-1", "train.lr is -1.0; it must be above 0 and at most 10"),
+        ("train.warmup=-5", "train.warmup is -5; it must be at least 0"),
+        ("train.betas=[0.9, 1.0]", "train.betas is .*at least 0 and below 1"),
+        ("train.accelerator=foo", "train.accelerator must be 'auto' or 'cpu' or 'cuda'"),
+        ("model.patch=0", "model.patch is 0; it must be at least 1"),
+        ("model.dims=0", "model.dims is 0; it must be at least 1"),
+        ("model.measured=1.0", "model.measured is 1.0; it must be at least 0 and below 1"),
+        ("model.min_usable=2.0", "model.min_usable is 2.0; .* at most 1"),
+        ("data.crop=0", "data.crop is 0; it must be at least 1"),
+        ("seed=-1", "seed is -1; it must be at least 0"),
         ("train.ema=1.0", "below 1"),
         ("model.size=huge", "'nano' or 'tiny'"),
         ("train.betas=[0.9]", "train.betas"),
@@ -102,6 +120,69 @@ def test_overrides_change_recipe_and_hash() -> None:
 def test_wrong_recipe_keys(override: str, message: str) -> None:
     with pytest.raises(CubeError, match=message):
         load_recipe("demo", [override])
+
+
+def test_every_number_of_a_recipe_has_bounds() -> None:
+    names = set()
+    for section in ("model", "data", "train"):
+        part = getattr(load_recipe("demo"), section)
+        for field in dataclasses.fields(part):
+            if "int" in str(field.type) or "float" in str(field.type):
+                names.add(f"{section}.{field.name}")
+    assert set(BOUNDS) == names | {"seed"}
+
+
+def test_a_recipe_reaches_every_number_of_the_model() -> None:
+    fields = {f.name for f in dataclasses.fields(FusionConfig)}
+    keys = {f.name for f in dataclasses.fields(ModelRecipe)}
+    assert keys - {"size", "layers"} == fields - {"groups", "normaliser", "card"}
+    made = load_recipe("demo", ["model.measured=0.5", "model.min_usable=0.75"]).model.options()
+    config = FusionConfig.sized("nano", GROUPS, **made)
+    assert (config.measured, config.min_usable) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"hiding": {"sensor": {"s3": 0.5}}},
+            r"hiding\.sensor names 's3'.*s1, s2.*mean 's",
+        ),
+        ({"hiding": {"sensor": {"static": 0.5}}}, "names 'static'"),
+        ({"groups": {"s22": 1.0}}, "groups names 's22'.*did you mean 's2'"),
+        ({"layers": {"s1/typo": 1.0}}, "layers names 's1/typo'.*s1/backscatter.*did you mean"),
+    ],
+)
+def test_names_that_nobody_answers_to(
+    toy: Toy, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    wrong = make_recipe({"objective": {"options": options}, "train": {"steps": 1}})
+    with pytest.raises(CubeError, match=message):
+        train(wrong, {"train": ToySource(toy)}, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_recipe_for_two_sensors_serves_one() -> None:
+    made = load_recipe("demo").objective
+    s1 = {"s1": GROUPS["s1"]}
+    check_names(objective(made.name, **dict(made.options)), made.options, s1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": 0}, "queries is 0; it must be at least 1"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        ({"alone": -1.0}, "alone is -1.0; a weight must be at least 0"),
+        ({"groups": {"s1": -1.0}}, r"groups\.s1 is -1.0; a weight"),
+        ({"hiding": {"blocks": 1.5}}, "blocks is 1.5; .* at most 1"),
+        ({"hiding": {"block": 0}}, "block is 0; it must be at least 1"),
+        ({"hiding": {"sensor": {"s1": float("nan")}}}, "sum to <= 1"),
+    ],
+)
+def test_bounds_of_the_objective(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CubeError, match=message):
+        objective("masked", **options)
 
 
 def test_unknown_recipe_and_objective() -> None:
@@ -294,6 +375,162 @@ def test_accumulation_takes_several_batches_per_step(toy: Toy, tmp_path: Path) -
     run = train(some, {"train": ToySource(toy)}, out=tmp_path)
     assert (run.steps, run.batches) == (4, 12)
     assert run.val_loss is None
+
+
+def test_accumulation_is_the_mean_of_the_batches_that_count(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is not finite is left out: the others of its step neither wait nor weigh less.
+
+    Seen by the optimiser: steps after 4, 4 and 4 batches, of which 3 count in the first.
+    """
+    heard: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        Training, "manual_backward",
+        lambda self, loss: (heard.append(("back", self.batches)), loss.backward()),
+    )  # fmt: skip
+    before = Training._average
+
+    def average(self: Training) -> None:
+        heard.append(("step", self.batches))
+        before(self)
+
+    monkeypatch.setattr(Training, "_average", average)
+    source = ToySource(toy)
+    source.poison = {1}
+    some = recipe("train.accumulate=4", "train.steps=3")
+    with pytest.warns(UserWarning, match="batch 1 is not finite"):
+        run = train(some, {"train": source}, out=tmp_path / "run")
+    steps = [i for i, (what, _) in enumerate(heard) if what == "step"]
+    assert [heard[i][1] for i in steps] == [4, 8, 12]
+    assert [b - a - 1 for a, b in zip([-1, *steps], steps, strict=False)] == [3, 4, 4]
+    assert (run.steps, run.batches, run.skipped) == (3, 12, 1)
+
+
+def test_the_gradient_of_a_step_is_divided_by_its_finite_batches(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def clipped(parameters: Any, most: float) -> Any:
+        norm = clip(parameters, most)
+        norms.append(float(norm))
+        return norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipped)
+    # the same batch throughout, and then with two of four left out: the same mean
+    for poison in (set(), {1, 2}):
+        source = Same(toy)
+        source.poison = poison
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            made = recipe("train.accumulate=4", "train.steps=1", *STILL)
+            train(made, {"train": source}, out=tmp_path / str(len(poison)))
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=0.35)  # the draws of what is hidden differ
+
+
+STILL = ("objective.options.hiding.sensor={s1=0.0}", "objective.options.hiding.dates=[0.0,0.0]")
+
+
+class Same(ToySource):
+    """One batch again and again, but for the poisoned ones."""
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            number, self.number = self.number, 0 if self.number not in self.poison else self.number
+            fetched = next(super().__iter__())
+            self.number = number + 1
+            yield fetched._replace(position={"number": number + 1})
+
+
+@pytest.mark.parametrize("what", ["normaliser", "val", "calibration"])
+def test_a_run_of_other_statistics_or_validation_is_another_run(
+    toy: Toy, tmp_path: Path, what: str
+) -> None:
+    short = recipe("train.steps=1", "train.warmup=0")
+    first = {"train": ToySource(toy), "val": ToySource(toy)}
+    run = train(short, first, out=tmp_path)
+    other = {"train": ToySource(toy), "val": ToySource(toy)}
+    if what == "val":
+        other["val"].sha256 = "another"
+    elif what == "normaliser":
+        other["train"].normaliser = {"mean": {"s1/backscatter": [5.0, 5.0]}}
+    else:
+        rows = json.loads(json.dumps(GROUPS))
+        rows["s1"]["layers"][0]["calibration"] = "sigma0"
+        other["train"].groups = rows
+    named = "set of validation samples" if what == "val" else "normaliser or calibration"
+    with pytest.raises(CubeError, match=rf"run of another {named}.*--out.*force=True.*rm -r"):
+        train(short, other, out=tmp_path)
+    assert train(short, first, out=tmp_path) == run
+    again = train(short, other, out=tmp_path, force=True)
+    assert again.weights_sha256
+    assert (tmp_path / "run.json").is_file()
+
+
+def test_a_run_folder_is_written_by_one(toy: Toy, tmp_path: Path) -> None:
+    short = recipe("train.steps=2", "train.warmup=0", "train.log_every=1")
+
+    def tell(*_: Any) -> None:
+        with pytest.raises(CubeError, match=rf"trained into by process {os.getpid()} on"):
+            train(short, {"train": ToySource(toy)}, out=tmp_path)
+
+    train(short, {"train": ToySource(toy)}, out=tmp_path, progress=tell)
+    # what a dead process left is no lock
+    (tmp_path / "lock").write_text("process 999999999 on another")
+    (tmp_path / "run.json").unlink()
+    assert train(short, {"train": ToySource(toy)}, out=tmp_path).steps == 2
+
+
+def test_a_run_remembers_its_split(
+    land: ModuleType, fields: dict[str, Path], tmp_path: Path
+) -> None:
+    whole = land.samples(fields["train"])
+    parts = {"train": whole.take(range(4)), "val": whole.take(range(8, 12)), "test": whole.take([])}
+    short = recipe("train.steps=1", "train.warmup=0", "train.validate_batches=1")
+    run = train(short, parts, out=tmp_path)
+    found = json.loads((tmp_path / "split.json").read_text())
+    assert {k: v["n"] for k, v in found.items()} == {"train": 4, "val": 4, "test": 0}
+    assert found["val"]["ids"] == [8, 9, 10, 11]
+    assert found["train"]["sha256"] == parts["train"].sha256
+    assert found["train"]["stores"] == [
+        {"path": str(fields["train"]), "identity": whole.stores[0].identity}
+    ]
+    assert found["train"]["window"]["size"] == 32
+    assert Fusion.from_pretrained(run.model).config.card["catalogs"] == [""]
+
+
+def test_training_leaves_the_allocator_alone(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set once, mallopt holds for good: a notebook would never give memory back again."""
+
+    def no(*_: Any) -> None:
+        raise AssertionError("the allocator of the whole process was changed")
+
+    import ctypes
+
+    monkeypatch.setattr(ctypes, "CDLL", no)
+    train(recipe("train.steps=1", "train.warmup=0"), {"train": ToySource(toy)}, out=tmp_path)
+
+
+def test_batches_of_cubes_arrive_where_the_trainer_is(
+    land: ModuleType, fields: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    before = Loader.on
+
+    def on(self: Loader, device: Any) -> None:
+        told.append(device)
+        before(self, device)
+
+    monkeypatch.setattr(Loader, "on", on)
+    parts = {"train": land.samples(fields["train"])}
+    short = recipe("train.steps=1", "train.warmup=0", "train.accelerator=cpu")
+    train(short, parts, out=tmp_path)
+    assert told == [torch.device("cpu")]
 
 
 SCRIPT = """
@@ -489,6 +726,33 @@ def test_full_disk_keeps_the_previous_checkpoint(
         checkpoint.save(tmp_path, 2, tensors(2), {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001.safetensors"]
     assert checkpoint.load(tmp_path) is not None
+
+
+def test_drafts_of_a_living_writer_are_left_alone(tmp_path: Path) -> None:
+    living, dead = (tmp_path / f".step-00000009.safetensors.{p}.tmp" for p in (os.getppid(), 2**22))
+    for draft in (living, dead):
+        draft.write_bytes(b"half")
+    checkpoint.save(tmp_path, 1, {"a": torch.zeros(3)}, {})
+    assert living.exists()
+    assert not dead.exists()
+
+
+def test_two_writers_do_not_trip_over_each_other(tmp_path: Path) -> None:
+    failed: list[BaseException] = []
+
+    def write(first: int) -> None:
+        try:
+            for i in range(30):
+                checkpoint.save(tmp_path, first + i, {"a": torch.zeros(30_000)}, {})
+        except BaseException as error:
+            failed.append(error)
+
+    writers = [threading.Thread(target=write, args=(k,)) for k in (1000, 2000)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert not failed
 
 
 def test_newer_checkpoints_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
