@@ -58,7 +58,7 @@ def test_gaps_of_a_field_in_flanders(
     assert table.loc["linear interpolation", "skill"] > 0.3
     assert table["gain_low"].lt(table["gain_high"]).drop("model").all()
     assert table["tiles"].iloc[0] == 16
-    assert table["blocks"].iloc[0] == len(held) > 2
+    assert table["blocks"].iloc[0] == 3  # the last of the four spans is in no whole period
     assert "random encoder" in table.index
 
     embedding = deepsentinel.embed(model, known, tmp_path / "embedding.zarr", dims=64)
