@@ -201,7 +201,7 @@ def _row(path: Path) -> tuple[dict[str, Any], str]:
     table, arrays = ledger.load_table(build), ledger.build_arrays(build)
     box = plan.geobox
     start, end = _span(plan)
-    pixels = {n: int(ledger.patch_pixels(a).sum()) * a.steps for n, a in arrays.items()}
+    numbers = {n: int(np.prod(a.shape)) for n, a in arrays.items()}
     row = {
         "geometry": _footprint(plan),
         "start": start,
@@ -211,7 +211,7 @@ def _row(path: Path) -> tuple[dict[str, Any], str]:
         "transform": tuple(float(v) for v in tuple(box.transform)[:6]),
         "layers": tuple(arrays),
         "steps": {n: a.steps for n, a in arrays.items()},
-        "valid": {n: round(float(table.valid[n].sum()) / max(1, pixels[n]), 6) for n in arrays},
+        "valid": {n: round(float(table.valid[n].sum()) / max(1, numbers[n]), 6) for n in arrays},
         "bytes": sum(size for _, size in table.objects.values()),
         "objects": len(table.objects),
         "tree_sha256": str(seal["tree_sha256"]),

@@ -277,23 +277,27 @@ def _recorded(build: ledger.Build, table: ledger.Table) -> dict[str, np.ndarray 
     return out
 
 
-def fractions(store: StoreIndex, names: Iterable[str]) -> tuple[dict[str, np.ndarray], int]:
-    """Return the share of each patch and step that holds data (of masks: that is True).
+def fractions(
+    store: StoreIndex, names: Iterable[str]
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Return the share of each cell and step that holds data (of masks: that is True).
 
     Returns
     -------
     shares
-        Layer -> (step, patch row, patch column) float32, 0 to 1; from the ledger, no pixel is
-        read.
-    patch
-        Edge of a patch in pixels.
+        Layer -> (step, cell row, cell column) float32, 0 to 1; from the ledger, no pixel is read.
+    edges
+        Layer -> edge of a cell in pixels.
     """
     table = _table(store.path, store.identity)
     arrays = ledger.build_arrays(ledger.load_build(store.path))
-    shares = {
-        n: (table.valid[n] / ledger.patch_pixels(arrays[n])).astype(np.float32) for n in names
-    }
-    return shares, next(iter(arrays.values())).patch[1]
+    shares, edges = {}, {}
+    for name in names:
+        parts = layout.cells(arrays[name])
+        # of cells beyond a ragged edge there is no pixel, and no window has one of them
+        numbers = np.maximum(parts.numbers, 1).astype(np.float32)
+        shares[name], edges[name] = table.valid[name] / numbers, parts.edge
+    return shares, edges
 
 
 def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:

@@ -40,9 +40,11 @@ def plan(
         In cubes with both sensors, samples without an S1 and an S2 date this close are left out;
         None keeps every sample that has a date of any sensor.
     min_valid
-        A date is used by a sample where at least this fraction of its patches' pixels is valid
-        (nodata counts, clouds never do; for windows that are not patches the mean of the touched
-        patches, weighted by area). A sample without a date of each sensor is left out.
+        A date is used by a sample where at least this fraction of its pixels is valid (nodata
+        counts, clouds never do). The ledger knows it by cells of 8 px, larger in large cubes (16 px
+        at 1,000 x 1,000 px and 1,000 dates, 128 px at a whole tile and 150); where a window cuts
+        cells, their mean counts, weighted by area. A sample without a date of each sensor is left
+        out.
     seed
         Of the choice of dates.
 
@@ -173,23 +175,21 @@ def _usable(
 
 
 def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.ndarray:
-    """Return (window, step) share of a layer's pixels with data: of patches, weighted by area."""
-    shares, patch = fractions(store, [name])
-    per_y, iy = _covered(place[:, 0], size, patch, shares[name].shape[1])
-    per_x, ix = _covered(place[:, 1], size, patch, shares[name].shape[2])
-    # (row of windows, patch row) @ (step, patch row, patch column) @ (patch column, column)
+    """Return (window, step) share of a layer's pixels with data: of cells, weighted by area."""
+    shares, edges = fractions(store, [name])
+    per_y, iy = _covered(place[:, 0], size, edges[name], shares[name].shape[1])
+    per_x, ix = _covered(place[:, 1], size, edges[name], shares[name].shape[2])
+    # (row of windows, cell row) @ (step, cell row, cell column) @ (cell column, column)
     pixels = np.einsum("ri,sij,cj->src", per_y, shares[name], per_x, optimize=True)
     result: np.ndarray = pixels[:, iy, ix].T / size**2
     return result
 
 
-def _covered(
-    starts: np.ndarray, size: int, patch: int, patches: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (distinct start, patch) pixels of each patch under a window, and the inverse."""
+def _covered(starts: np.ndarray, size: int, edge: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (distinct start, cell) pixels of each cell under a window, and the inverse."""
     distinct, inverse = np.unique(starts, return_inverse=True)
-    low = np.arange(patches) * patch
-    covered = np.minimum(low + patch, distinct[:, None] + size)
+    low = np.arange(cells) * edge
+    covered = np.minimum(low + edge, distinct[:, None] + size)
     return np.maximum(covered - np.maximum(low, distinct[:, None]), 0), inverse
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from cubes import physics
 from cubes.store import disk, ledger, shards
-from cubes.store.layout import ArrayLayout, Region, region_arrays
+from cubes.store.layout import ArrayLayout, Cells, Region, cells, region_arrays
 from cubes.store.ledger import Build, Record
 from cubes.types import CubeError, Plan
 
@@ -144,7 +144,7 @@ class _Encoded:
     """One run of steps, encoded: layer -> per step, per patch (row-major) bytes, and counts."""
 
     chunks: dict[str, list[list[bytes | None]]]
-    valid: dict[str, npt.NDArray[np.uint32]]
+    valid: dict[str, npt.NDArray[np.unsignedinteger[Any]]]
     pixels: int
     retries: int
 
@@ -157,41 +157,43 @@ def _encode_run(
     stored, pixels, retries = source.read(region, run)
     out = _Encoded(chunks={}, valid={}, pixels=pixels, retries=retries)
     for array in arrays:
-        steps = []
-        counts = np.zeros(
-            (
-                run[1] - run[0],
-                region.rows[1] - region.rows[0],
-                region.columns[1] - region.columns[0],
-            ),
-            np.uint32,
-        )
+        steps, parts = [], cells(array)
+        counts = np.stack([np.zeros(parts.grid, parts.dtype)[parts.of(region)]] * (run[1] - run[0]))
         for number, step in enumerate(stored.pop(array.name)):
             if stop.is_set():
                 raise Stopped
-            steps.append([_chunk(step, array, region, p, counts[number]) for p in region.patches])
+            steps.append(
+                [_chunk(step, (array, parts), region, p, counts[number]) for p in region.patches]
+            )
         out.chunks[array.name] = steps
         out.valid[array.name] = counts
     return out
 
 
 def _chunk(
-    step: Array, array: ArrayLayout, region: Region, patch: tuple[int, int], counts: Array
+    step: Array,
+    laid: tuple[ArrayLayout, Cells],
+    region: Region,
+    patch: tuple[int, int],
+    counts: Array,
 ) -> bytes | None:
     """Return one patch of one step encoded, None where all nodata; count its valid pixels."""
+    array, parts = laid
     height, width = array.patch
     row, column = patch[0] - region.rows[0], patch[1] - region.columns[0]
     piece = step[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
     layer = array.layer
     good = piece if layer.kind == "mask" else physics.is_valid(piece, layer.nodata)
-    numbers = np.count_nonzero(good)
-    counts[row, column] = numbers // layer.n_channels
+    down, across = parts.per_patch
+    counts[row * down : (row + 1) * down, column * across : (column + 1) * across] = parts.count(
+        good
+    )
     if piece.shape[-2:] != (height, width):
         whole = np.full((*piece.shape[:-2], height, width), array.fill, piece.dtype)
         whole[..., : piece.shape[-2], : piece.shape[-1]] = piece
         piece = whole
     # As zarr-python: a chunk that is all fill value is not stored.
-    if numbers == 0 and not physics.is_valid(piece, array.fill.item()).any():
+    if not good.any() and not physics.is_valid(piece, array.fill.item()).any():
         return None
     return shards.encode(piece, array.codec)
 

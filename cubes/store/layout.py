@@ -265,6 +265,96 @@ def patch_grid(array: ArrayLayout) -> tuple[int, int]:
     return -(-rows // array.patch[0]), -(-columns // array.patch[1])
 
 
+MOST_CELLS = 2**22
+"""Counts kept of one array, 8 MiB: cells are as small as that allows."""
+SMALLEST_CELL = 8
+"""Pixels along a cell, at least."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cells:
+    """The squares of which the ledger counts the valid pixels: equal parts of patches.
+
+    With them windows that are no patches are judged by their own pixels, not by their patch's.
+    """
+
+    edge: int
+    """Pixels."""
+    per_patch: tuple[int, int]
+    """Rows and columns of them in a patch."""
+    grid: tuple[int, int]
+    """Rows and columns of them in an array; the last may lie beyond its edge."""
+    shape: tuple[int, int]
+    """Rows and columns of pixels of the array."""
+    channels: int
+    """Numbers of a pixel: each is counted."""
+
+    @property
+    def dtype(self) -> str:
+        """Of the counts."""
+        return "uint16" if self.edge**2 * self.channels < 2**16 else "uint32"
+
+    @property
+    def numbers(self) -> npt.NDArray[np.int64]:
+        """Real numbers of each cell, shape `grid`: fewer at ragged edges, none beyond them."""
+        sides = (
+            np.clip(size - np.arange(n) * self.edge, 0, self.edge)
+            for size, n in zip(self.shape, self.grid, strict=True)
+        )
+        ys, xs = sides
+        return self.channels * np.multiply.outer(ys, xs).astype(np.int64)
+
+    def of(self, region: Region) -> tuple[slice, slice]:
+        """Return where the cells of a region's patches are."""
+        (r0, r1), (c0, c1) = region.rows, region.columns
+        down, across = self.per_patch
+        return slice(r0 * down, r1 * down), slice(c0 * across, c1 * across)
+
+    def count(self, good: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        """Return the valid numbers of each cell of a patch.
+
+        Parameters
+        ----------
+        good : array
+            (..., y, x) bool of the patch's real pixels.
+        """
+        out = np.zeros(self.per_patch, self.dtype)
+        height, width = good.shape[-2:]
+        if good.all():  # most of all chunks
+            rows, columns = (
+                np.clip(size - np.arange(n) * self.edge, 0, self.edge)
+                for size, n in zip((height, width), self.per_patch, strict=True)
+            )
+            out[...] = self.channels * np.multiply.outer(rows, columns)
+        elif good.any():
+            flat = good.reshape(-1, height, width).sum(axis=0, dtype=np.uint32)
+            ys, xs = (np.arange(0, size, self.edge) for size in (height, width))
+            out[: len(ys), : len(xs)] = np.add.reduceat(
+                np.add.reduceat(flat, ys, axis=0), xs, axis=1
+            )
+        return out
+
+
+def cells(array: ArrayLayout) -> Cells:
+    """Return the cells of an array: the smallest that divide its patches and are few enough.
+
+    Those of an array of one patch need not divide it: the last are cut, as they are at any edge.
+    """
+    rows, columns = patch_grid(array)
+    patch = array.patch[0]
+    alone = rows == columns == 1
+    edges = [e for e in range(SMALLEST_CELL, patch) if alone or patch % e == 0]
+    for edge in (*edges, patch):
+        per = -(-patch // edge), -(-patch // edge)
+        grid = rows * per[0], columns * per[1]
+        if array.steps * grid[0] * grid[1] <= MOST_CELLS:
+            break
+    return Cells(
+        edge=edge, per_patch=per, grid=grid, shape=(array.shape[-2], array.shape[-1]),
+        channels=array.layer.n_channels,
+    )  # fmt: skip
+
+
 def regions(layouts: dict[str, ArrayLayout], span: dict[str, int]) -> list[Region]:
     """Return the regions of a cube: a partition of its shards, in a fixed order."""
     out = []

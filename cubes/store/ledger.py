@@ -10,7 +10,7 @@
                 plan.json    the plan; `resume` and `repair` need nothing else
                 regions/     one record per finished region, until the seal
                 table.npz    all records in one table, once sealed
-                valid.npz    layer -> valid pixels (step, patch row, patch column); ``patch``
+                valid.npz    layer -> valid numbers (step, cell row, cell column)
                 sealed.json  hashes over every object, the counts and the build; its presence is
                              the seal
                 lock         held by the one writer
@@ -20,6 +20,7 @@ Plain readers never list ``__cubes__``: they take the consolidated metadata of t
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -48,14 +49,17 @@ from cubes.store.disk import sync_folder as sync_folder
 from cubes.store.disk import write_atomic as write_atomic
 from cubes.store.layout import (
     ArrayLayout,
+    Cells,
     Region,
     array_layouts,
-    patch_grid,
+    cells,
     region_arrays,
     region_keys,
 )
 from cubes.store.layout import regions as all_regions
 from cubes.types import FORMAT_VERSION, CubeError, Layout, Plan
+
+Counts = npt.NDArray[np.unsignedinteger[Any]]
 
 # ---------------------------------------------------------------------------------------- build
 
@@ -212,9 +216,9 @@ class Record:
     plan_sha256: str
     objects: Mapping[str, tuple[str, int]]
     """Key -> SHA-256 and size of each object written; shards that are all nodata are absent."""
-    valid: Mapping[str, npt.NDArray[np.uint32]]
-    """Layer -> pixels that hold data (True for masks; with channels the mean over them, rounded
-    down), shape (steps, rows, columns) of the region's patches."""
+    valid: Mapping[str, Counts]
+    """Layer -> numbers that hold data (True for masks), of all channels together, shape (steps,
+    rows, columns) of the cells of the region's patches."""
     pixels_read: int = 0
     retries: int = 0
     seconds: float = 0.0
@@ -234,7 +238,7 @@ def save_record(build: Build, record: Record) -> None:
         Another run writes the store by now.
     """
     body = asdict(record)
-    body["valid"] = {k: [list(v.shape), v.ravel().tolist()] for k, v in record.valid.items()}
+    body["valid"] = {k: [list(v.shape), _packed(v)] for k, v in record.valid.items()}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     path = build.folder / "regions" / f"{record.region}.json"
     still(build)
@@ -247,12 +251,20 @@ def _load_record(path: Path) -> Record | None:
         body = json.loads(path.read_text(encoding="utf-8"))
         body["objects"] = {k: (sha, size) for k, (sha, size) in body["objects"].items()}
         body["valid"] = {
-            k: np.array(flat, np.uint32).reshape(shape)
-            for k, (shape, flat) in body["valid"].items()
+            k: _unpacked(text).reshape(shape) for k, (shape, text) in body["valid"].items()
         }
         return Record(**body)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, zlib.error):
         return None  # torn or foreign: the region counts as not done and is written again
+
+
+def _packed(counts: Counts) -> str:
+    """Return counts as text: deflated, since most of a region is full or empty."""
+    return base64.b64encode(zlib.compress(counts.astype("<u4").tobytes(), 1)).decode()
+
+
+def _unpacked(text: str) -> Counts:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<u4").astype(np.uint32)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -263,8 +275,8 @@ class Table:
     """Ids of finished regions."""
     objects: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Key -> SHA-256 and size, of every object (metadata too, once sealed)."""
-    valid: dict[str, npt.NDArray[np.uint32]] = field(default_factory=dict)
-    """Layer -> valid pixels per step and patch, shape (steps, rows, columns)."""
+    valid: dict[str, Counts] = field(default_factory=dict)
+    """Layer -> valid numbers per step and cell, shape (steps, rows, columns)."""
 
 
 def load_table(build: Build) -> Table:
@@ -274,7 +286,7 @@ def load_table(build: Build) -> Table:
     """
     arrays = build_arrays(build)
     table = _sealed_table(build, arrays) or Table(
-        valid={n: np.zeros((a.steps, *patch_grid(a)), np.uint32) for n, a in arrays.items()}
+        valid={n: np.zeros((a.steps, *(c := cells(a)).grid), c.dtype) for n, a in arrays.items()}
     )
     by_id = {r.id: r for r in build_regions(build)}
     for path in records(build):
@@ -304,8 +316,9 @@ def _sealed_table(build: Build, arrays: Mapping[str, ArrayLayout]) -> Table | No
                 zip(saved["object_key"].tolist(), zip(shas, sizes, strict=True), strict=True)
             )
             for name, array in arrays.items():
-                part = counts[name].astype(np.uint32)
-                out.valid[name] = part.reshape((array.steps, *patch_grid(array)))
+                parts = cells(array)
+                part = counts[name].astype(parts.dtype, copy=False)
+                out.valid[name] = part.reshape((array.steps, *parts.grid))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     for key in out.objects:
@@ -321,9 +334,7 @@ def add_record(
     for array in region_arrays(arrays, region):
         for key in region_keys(array, region):
             table.objects.pop(key, None)
-        part = table.valid[array.name][
-            slice(*region.steps), slice(*region.rows), slice(*region.columns)
-        ]
+        part = table.valid[array.name][slice(*region.steps), *cells(array).of(region)]
         part[...] = record.valid[array.name]
     table.objects.update(record.objects)
 
@@ -332,8 +343,7 @@ def save_table(build: Build, table: Table) -> None:
     """Write all records as two tables: of objects, and of valid pixels."""
     keys = sorted(table.objects)
     shas = b"".join(bytes.fromhex(table.objects[k][0]) for k in keys)
-    edge = max((a.patch[0] for a in build_arrays(build).values()), default=0)
-    _save_npz(build.folder / "valid.npz", {**table.valid, "patch": np.array(edge)})
+    _save_npz(build.folder / "valid.npz", table.valid)
     _save_npz(
         build.folder / "table.npz",
         {
@@ -472,14 +482,16 @@ def valid_fractions(
     arrays = build_arrays(build)
     out = {}
     for name in arrays if layers is None else layers:
-        array = arrays[name]
-        out[name] = (table.valid[name] / patch_pixels(array)).astype(np.float32)
+        parts = cells(arrays[name])
+        counts, numbers = (_by_patch(v, parts) for v in (table.valid[name], parts.numbers))
+        out[name] = (counts / numbers).astype(np.float32)
     return out
 
 
-def patch_pixels(array: ArrayLayout) -> npt.NDArray[np.int64]:
-    """Return the real pixels of each patch, shape (rows, columns): fewer at ragged edges."""
-    (rows, columns), (height, width) = patch_grid(array), array.patch
-    ys = np.minimum(np.arange(1, rows + 1) * height, array.shape[-2]) - np.arange(rows) * height
-    xs = np.minimum(np.arange(1, columns + 1) * width, array.shape[-1]) - np.arange(columns) * width
-    return np.multiply.outer(ys, xs).astype(np.int64)
+def _by_patch(counts: npt.NDArray[Any], parts: Cells) -> npt.NDArray[np.int64]:
+    """Return sums over the cells of each patch, (..., rows, columns) of patches."""
+    down, across = parts.per_patch
+    rows, columns = counts.shape[-2] // down, counts.shape[-1] // across
+    shape = (*counts.shape[:-2], rows, down, columns, across)
+    summed: npt.NDArray[np.int64] = counts.reshape(shape).sum(axis=(-3, -1), dtype=np.int64)
+    return summed

@@ -163,3 +163,12 @@ def test_places_open_with_their_gaps(real: Path, monkeypatch, place: int) -> Non
         raw = source.read(1)
     expected = np.where(raw == 0, np.nan, raw * 1e-4)
     np.testing.assert_allclose(reflectance.sel(band="B05")[0], expected, atol=1e-6)
+
+
+def test_windows_smaller_than_a_patch_are_judged_by_their_own_pixels(
+    real: Path, store: Path, figure
+) -> None:
+    """The field of 64 px lies in a patch of 256: its borders must not take its middle along."""
+    samples = cubes.plan(store, cubes.Window(size=16, dates=4))
+    figure("windows of 16 px in a field of 64 px, inner ones", len(samples), ">= 4")
+    assert len(samples) >= 4

@@ -12,11 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
 from cubes import registry
 from cubes.store import ledger
-from cubes.store.layout import array_layouts, region_keys, regions, spans
+from cubes.store.layout import (
+    ArrayLayout,
+    array_layout,
+    array_layouts,
+    cells,
+    region_keys,
+    regions,
+    spans,
+)
 from cubes.store.ledger import Build, Record
 from cubes.types import ArrayPlan, Axis, CubeError, Layout, Plan
 
@@ -53,12 +63,18 @@ def a_record(build: Build, number: int = 0, seed: int = 0) -> Record:
     region = ledger.build_regions(build)[number]
     arrays = ledger.build_arrays(build)
     mine = [a for a in arrays.values() if a.layer.group == region.group]
-    shape = tuple(b - a for a, b in (region.steps, region.rows, region.columns))
+    steps = region.steps[1] - region.steps[0]
+
+    def counts(array: ArrayLayout) -> np.ndarray:
+        parts = cells(array)
+        shape = (steps, *parts.numbers[parts.of(region)].shape)
+        return rng.integers(0, parts.edge**2 + 1, shape).astype(parts.dtype)
+
     return Record(
         region=region.id,
         plan_sha256=build.plan_sha256,
         objects={k: ("ab" * 32, 5) for a in mine for k in region_keys(a, region)[1:]},
-        valid={a.name: rng.integers(0, 900, shape).astype(np.uint32) for a in mine},
+        valid={a.name: counts(a) for a in mine},
         pixels_read=7,
     )
 
@@ -145,7 +161,7 @@ def test_records_and_sealed_table_say_the_same(build: Build) -> None:
     assert seal is not None
     assert seal["tree_sha256"] == tree
     with np.load(build.folder / "valid.npz") as saved:
-        assert int(saved["patch"]) == 32
+        assert saved["s2/scl"].shape == (5, 16, 16)
 
 
 def test_a_newer_record_takes_the_place_of_the_table(build: Build) -> None:
@@ -161,7 +177,8 @@ def test_a_newer_record_takes_the_place_of_the_table(build: Build) -> None:
     gone = [k for k in new.objects if k != key]
     assert gone
     assert not set(gone) & set(table.objects), "objects of the old record must go"
-    got = table.valid["s2/scl"][slice(*region.steps), slice(*region.rows), slice(*region.columns)]
+    place = cells(ledger.build_arrays(build)["s2/scl"]).of(region)
+    got = table.valid["s2/scl"][slice(*region.steps), *place]
     np.testing.assert_array_equal(got, new.valid["s2/scl"])
 
 
@@ -185,16 +202,16 @@ def test_a_record_of_another_plan_counts_as_not_done(build: Build) -> None:
 
 def test_fractions_know_ragged_edges(build: Build) -> None:
     arrays = ledger.build_arrays(build)
-    pixels = ledger.patch_pixels(arrays["s2/scl"])
-    assert pixels.sum() == 100 * 100
-    assert pixels[0, 0] == 32 * 32
-    assert pixels[3, 3] == 4 * 4
+    parts = cells(arrays["s2/scl"])
+    assert (parts.edge, parts.per_patch, parts.grid) == (8, (4, 4), (16, 16))
+    assert parts.numbers.sum() == 100 * 100
+    assert parts.numbers[0, 0] == 8 * 8
+    assert parts.numbers[12, 12] == 4 * 4
+    assert (parts.numbers[13:] == 0).all()
     by_id = {r.id: r for r in ledger.build_regions(build)}
     for number, region in enumerate(by_id.values()):
         full = {
-            name: np.broadcast_to(
-                pixels[slice(*region.rows), slice(*region.columns)], counts.shape
-            ).astype(np.uint32)
+            name: np.broadcast_to(parts.numbers[parts.of(region)], counts.shape).astype("uint16")
             for name, counts in a_record(build, number).valid.items()
         }
         if region.group == "s2" and region.block == 1:
@@ -260,3 +277,35 @@ def test_one_writer_at_a_time_and_a_dead_one_frees_the_store(build: Build) -> No
         pass
     with ledger.lock(build.store):
         pass
+
+
+@given(
+    height=st.integers(1, 40), width=st.integers(1, 40), channels=st.integers(1, 3),
+    patch=st.sampled_from([16, 24, 32, 40]), seed=st.integers(0, 2**16),
+    share=st.sampled_from([0, 0.5, 1]),
+)  # fmt: skip
+def test_cells_count_what_plain_counting_does(
+    height: int, width: int, channels: int, patch: int, seed: int, share: float
+) -> None:
+    layer = registry.layer("s2/reflectance").pick(("B02", "B03", "B04")[:channels])
+    array = array_layout(layer, 3, (height, width), Layout(patch=patch))
+    parts = cells(array)
+    assert parts.numbers.sum() == height * width * channels
+    # windows find their cells by dividing by the edge, across patches too
+    assert parts.grid == (parts.per_patch[0],) * 2 or array.patch[0] % parts.edge == 0
+    rng = np.random.default_rng(seed)
+    good = rng.random((channels, min(height, patch), min(width, patch))) < share
+    got = parts.count(good)
+    for row, column in np.ndindex(*got.shape):
+        e = parts.edge
+        piece = good[:, row * e : (row + 1) * e, column * e : (column + 1) * e]
+        assert got[row, column] == piece.sum()
+
+
+def test_cells_grow_with_the_cube() -> None:
+    layer = registry.layer("s2/scl")
+    edges = [
+        cells(array_layout(layer, steps, (size, size), Layout())).edge
+        for size, steps in ((66, 159), (1024, 1000), (10_980, 150))
+    ]
+    assert edges == [8, 16, 128]

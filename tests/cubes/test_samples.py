@@ -560,7 +560,12 @@ def test_many_samples(cube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "index", lambda _: replace(real, shape=(25600, 25600)))
     one = np.ones((10, 200, 200), np.float32)
     monkeypatch.setattr(
-        module, "fractions", lambda _s, names: ({n: one[: len(_days(real, n))] for n in names}, 128)
+        module,
+        "fractions",
+        lambda _s, names: (
+            {n: one[: len(_days(real, n))] for n in names},
+            dict.fromkeys(names, 128),
+        ),
     )
     began = time.process_time()
     samples = module.plan(cube[0], Window(size=128, dates=4))
