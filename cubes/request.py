@@ -29,7 +29,7 @@ READ_RATE = 60e6
 magnitude for deflate COGs on local disk, network is slower."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Request:
     """What a person asks for; frozen and hashable. `plan` searches, `open` makes the lazy cube."""
 
@@ -59,6 +59,14 @@ class Request:
     def __hash__(self) -> int:
         """Return a hash of what decides the cube."""
         return hash(self.sha256)
+
+    def __repr__(self) -> str:
+        """Return area, time, layers and catalogue on one line."""
+        layers = ", ".join(v.name for v in self.layers)
+        return (
+            f"<Request of {self.aoi.name!r}, {self.time[0]} .. {self.time[1]}, from "
+            f"{self.catalog.name!r}: {layers}>"
+        )
 
     @property
     def sha256(self) -> str:

@@ -147,7 +147,7 @@ class Product:
     """Extra property filters; sent to a STAC API and applied again on our side."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Catalog:
     """A place to search: where it is, what may be read, and how it delivers each layer. A row."""
 
@@ -160,6 +160,10 @@ class Catalog:
     """Layer name -> product."""
     page_size: int | None = None
     """Items per page asked of an API."""
+
+    def __repr__(self) -> str:
+        """Return name, kind and layers on one line."""
+        return f"<Catalog {self.name!r} ({self.kind}): {', '.join(self.products) or 'no layers'}>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

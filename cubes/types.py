@@ -157,7 +157,7 @@ class ArrayPlan:
     """Extra attributes: calibration, noise equivalent looks, rule applied."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Plan:
     """A cube, decided: grid, axes and, for each array and step, the assets. No pixels, no search.
 
@@ -178,6 +178,31 @@ class Plan:
 
     trusted: bool = field(default=True, compare=False)
     """Whether `access` counts: False for a plan read from a file, see `cubes.grants`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes of all arrays before compression."""
+        from math import prod
+
+        import numpy as np
+
+        pixels = prod(self.geobox.shape)
+        return sum(
+            pixels * (len(axis) if (axis := self.axis(a.layer)) else 1) * a.layer.n_channels
+            * np.dtype(a.layer.dtype).itemsize
+            for a in self.arrays
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        """Return what a person wants to know before it is built, on one line."""
+        rows, columns = self.geobox.shape
+        steps = ", ".join(f"{a.group} {len(a)} along {a.dim}" for a in self.axes)
+        layers = ", ".join(a.layer.name for a in self.arrays)
+        return (
+            f"<Plan of {self.attrs.get('aoi', 'a cube')!r}: {rows:,} x {columns:,} px of "
+            f"{abs(self.geobox.resolution.x):g} m in {self.geobox.crs}; {steps or 'no dates'}; "
+            f"{layers}; {self.nbytes / 2**30:.3g} GiB uncompressed>"
+        )
 
     def axis(self, layer: Layer) -> Axis | None:
         """Return the axis that `layer` is stacked along, or None for a static layer."""

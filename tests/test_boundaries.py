@@ -58,10 +58,20 @@ CUBES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 DEEPSENTINEL: dict[str, tuple[str, ...]] = {
     "model": (),
+    "flops": (),
     "quantised": (),
     "loading": ("ring", "normalise", "workers", "batch", "contract"),
     "recipe": (),
-    "training": ("heap", "augment", "objectives", "sources", "checkpoint", "folder", "train"),
+    "training": (
+        "heap",
+        "augment",
+        "objectives",
+        "sources",
+        "basis",
+        "checkpoint",
+        "folder",
+        "train",
+    ),
     "evaluation": (
         "metrics",
         "baselines",

@@ -7,8 +7,9 @@ import os
 import sys
 import time
 import uuid
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Lock
 from typing import Any
 
@@ -93,12 +94,16 @@ def in_threads(build: Build, todo: list[Region], source: Pixels, tally: Tally) -
     # one of an earlier step must find more to do. What waits is encoded, so it is small.
     crew = Crew(pool=steps, ahead=2 * workers, tick=tally.tick)
     try:
-        futures = {drivers.submit(build_region, build, r, source, crew): r for r in todo}
-        waiting = set(futures)
-        while waiting and not tally.hopeless:
-            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-            for future in done:
-                _settle(future.exception(), future, futures[future], tally)
+        futures: dict[Future[Record], Region] = {}
+        rest = iter(todo)
+        while not tally.hopeless:
+            # few at a time: a source that refuses at once would fail all before the first is seen
+            for region in islice(rest, 2 * DRIVERS - len(futures)):
+                futures[drivers.submit(build_region, build, region, source, crew)] = region
+            if not futures:
+                break
+            for future in wait(futures, timeout=0.5, return_when=FIRST_COMPLETED).done:
+                _settle(future.exception(), future, futures.pop(future), tally)
     except BaseException:
         crew.stop.set()
         raise

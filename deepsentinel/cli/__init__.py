@@ -12,9 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deepsentinel.cli import data, learning, showing
+from deepsentinel.cli import data, learning, showing, stores
+from deepsentinel.cli.shared import spoken
 
 __all__ = ["main"]
+
+
+LEARN = ("torch", "lightning", "safetensors", "matplotlib", "tensorboard")
+"""What `cubes` does without."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,9 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped; what was finished stays, run again to go on", file=sys.stderr)
         return 130
     except Exception as error:
-        if not _is_users(error):
+        if isinstance(error, ModuleNotFoundError) and error.name in LEARN:
+            error = ModuleNotFoundError(
+                f"this needs {error.name}, which comes with the learning side: "
+                "pip install '.[learn]' in the clone"
+            )
+        elif not _is_users(error):
             raise
-        print(f"deepsentinel {options.command}: {error}", file=sys.stderr)
+        print(f"deepsentinel {options.command}: {spoken(str(error))}", file=sys.stderr)
         return 2
     return code
 
@@ -62,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     # in the order of the road
     showing.add_demo(command)
     data.add(command)
+    stores.add(command)
     learning.add(command)
     showing.add_report(command)
     return parser

@@ -1,15 +1,16 @@
-"""Commands of the data side: search, build, info, publish."""
+"""Commands of the data side that ask a catalogue or send somewhere: search, build, publish."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepsentinel.cli.shared import Command, area, progress
 
 if TYPE_CHECKING:
-    from cubes import Request
+    from cubes import Plan, Request
 
 AREA_HELP = (
     "WEST,SOUTH,EAST,NORTH or LON,LAT (with --size), a known name, or a GeoJSON file; "
@@ -21,7 +22,6 @@ def add(command: Command) -> None:
     """Add the commands of this module."""
     _add_search(command)
     _add_build(command)
-    _add_info(command)
     _add_publish(command)
 
 
@@ -43,16 +43,37 @@ def _search(options: argparse.Namespace) -> None:
     if options.json:
         print(plan.to_json())
         return
-    rows, columns = plan.geobox.shape
-    print(f"{request.aoi.name}: {rows:,} x {columns:,} px, {plan.geobox.crs}")
+    print(_size(plan))
     for axis in plan.axes:
         print(f"\n{axis.group}.{axis.dim}: {len(axis)} steps")
         names = [axis.dim, *(n for n in axis.coords if n not in (axis.dim, "items"))]
         # A column that no item fills says nothing: view angles of most catalogues.
         table = pd.DataFrame({n: axis.coords[n] for n in names}).dropna(axis="columns", how="all")
+        # orbits count from 1: a cube holds 0 where a catalogue does not say
+        for name in {"relative_orbit", "absolute_orbit"} & set(table):
+            table[name] = table[name].replace(0, "")
         print(table.to_string(index=False))
     if plan.missing:
         print(f"\n{len(plan.missing)} assets missing and masked: {', '.join(plan.missing[:5])}")
+
+
+def _size(plan: Plan) -> str:
+    """Return the size of a cube in words, and how much of it is the area asked for."""
+    import shapely
+
+    from cubes.grid import lonlat_bounds
+
+    said = repr(plan).strip("<>").replace("Plan of ", "", 1)
+    wkt = str(plan.attrs.get("aoi_wkt", ""))
+    area_ = shapely.from_wkt(wkt) if wkt.startswith(("POLYGON", "MULTI")) else None
+    if area_ is not None:
+        share = area_.area / shapely.box(*lonlat_bounds(plan.geobox)).area
+        if share < 0.5:
+            said += (
+                f"\nthe area is {100 * share:.1f} % of it, the rest fills whole cells of 2,560 m "
+                "(--fit covers the area alone)"
+            )
+    return said
 
 
 # -- build -------------------------------------------------------------------------------------
@@ -85,6 +106,7 @@ def _build(options: argparse.Namespace) -> int:
         raise cubes.CubeError(f"{', '.join(lost)} missing; see deepsentinel build --help")
     options.store = Path(options.store)
     plan = _request(options).plan()
+    print(_size(plan), file=sys.stderr)
     layout = cubes.Layout(patch=options.patch, codec=options.codec)
     report = cubes.write(
         plan, options.store, layout=layout, progress=progress("build"), force=options.force
@@ -119,38 +141,7 @@ def _gather(options: argparse.Namespace) -> int:
     return 0
 
 
-# -- info and publish --------------------------------------------------------------------------
-
-
-def _add_info(command: Command) -> None:
-    made = command("info", "what is in stores, and whether their bytes are those sealed")
-    made.set_defaults(run=_info)
-    made.add_argument("stores", nargs="+", type=Path)
-    made.add_argument(
-        "--verify", nargs="?", const="full", choices=("full", "quick"),
-        help="check every object: by hash, or (quick) by size",
-    )  # fmt: skip
-
-
-def _info(options: argparse.Namespace) -> int:
-    import cubes
-    from deepsentinel.embedding import embedstore
-
-    code = 0
-    for store in options.stores:
-        verify: Any = cubes.verify
-        if (store / embedstore.FOLDER).is_dir():
-            import deepsentinel
-
-            verify = embedstore.verify_embeddings
-            print(deepsentinel.open_embeddings(store, partial=True))
-        else:
-            print(cubes.open(store, partial=True))
-        if options.verify:
-            report = verify(store, quick=options.verify == "quick")
-            print(report)
-            code = max(code, 0 if report.state == "sealed" else 1)
-    return code
+# -- publish ----------------------------------------------------------------------------------
 
 
 def _add_publish(command: Command) -> None:
@@ -196,6 +187,9 @@ def _add_request(parser: argparse.ArgumentParser, *, required: bool = True) -> N
     parser.add_argument("--pols", help="comma-separated, e.g. vv,vh")
     parser.add_argument("--resolution", type=float, help="pixel edge, metres (default 10)")
     parser.add_argument("--crs", help="e.g. EPSG:3035 (default: the area's UTM zone)")
+    parser.add_argument(
+        "--fit", action="store_true", help="cover the area alone, not whole cells of 2,560 m"
+    )
     parser.add_argument("--on-missing", choices=("raise", "mask"), default="raise")
     parser.add_argument("--max-gib", type=float, default=200.0, help="refuse larger cubes")
 
@@ -210,8 +204,10 @@ def _request(options: argparse.Namespace) -> Request:
     for name in ("bands", "pols"):
         if getattr(options, name):
             given[name] = tuple(getattr(options, name).split(","))
-    if options.resolution is not None or options.crs is not None:
-        given["grid"] = cubes.Grid(resolution=options.resolution or 10.0, crs=options.crs)
+    if options.resolution is not None or options.crs is not None or options.fit:
+        snap = None if options.fit else cubes.Grid().snap
+        resolution = 10.0 if options.resolution is None else options.resolution
+        given["grid"] = cubes.Grid(resolution=resolution, crs=options.crs, snap=snap)
     layers = options.layers.split(",") if options.layers else None
     return cubes.Request.of(area(options.area), options.time, layers, catalog=catalog, **given)
 

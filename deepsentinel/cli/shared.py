@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,29 @@ def progress(stage: str) -> Progress:
     from deepsentinel.demo.stages import Console
 
     return Console().progress(stage)
+
+
+_SPOKEN = (
+    (r'\bon_missing="mask"', "--on-missing mask"),
+    (r"\bGrid\(resolution=\)", "--resolution"),
+    (r"\bGrid\(crs=(\.\.\.)?\)", "--crs"),
+    (r"\bcubes\.repair\(store\)", "deepsentinel repair STORE"),
+    (r"\bcubes\.resume\(store\)", "deepsentinel resume STORE"),
+    (r"\bcubes\.write\(request, \.\.\.\)", "deepsentinel build"),
+    (r"\bforce=True", "--force"),
+    (
+        r"\b(max_gib|max_gap|min_valid|without|bands|pols|size|layers|block|buffer|fractions|dims)="
+        r"(?=[\s,;.)(]|$)",
+        lambda m: f"--{m[1].replace('_', '-')} ",
+    ),
+)
+
+
+def spoken(text: str) -> str:
+    """Return a message with the arguments of functions as the flags of this command line."""
+    for pattern, flag in _SPOKEN:
+        text = re.sub(pattern, flag, text)
+    return text.replace("  ", " ").replace(" ,", ",").replace(" )", ")").strip()
 
 
 def area(text: str) -> Any:

@@ -98,7 +98,7 @@ def fit_probe(
     *,
     n_classes: int,
     fold: Bools,
-    penalties: Sequence[float] = (1e-4, 1e-3, 1e-2),
+    penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
 ) -> Probe:
     """Return multinomial logistic regression of `y` on `x`, penalty chosen on the held-out fold.
 

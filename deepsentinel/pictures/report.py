@@ -232,8 +232,8 @@ def _numbers(scored: Evaluation) -> str:
         return f"{text}. "
     share = f"{100 * fixed / dims:.0f} %"
     return (
-        f"{text}; {fixed} of them ({share}) are a fixed rotation of the pixel's statistics over "
-        "the dates, the same before and after training. "
+        f"{text}; {fixed} of them ({share}) are principal components of the pixel's statistics "
+        "over the dates, found in the training data before the first step; no step changes them. "
     )
 
 

@@ -34,6 +34,7 @@ from deepsentinel.model import Fusion, FusionConfig
 from deepsentinel.recipe import Recipe, TrainRecipe
 from deepsentinel.training import checkpoint
 from deepsentinel.training import folder as run_folder
+from deepsentinel.training.basis import fit_basis
 from deepsentinel.training.objectives import Objective, check_names, objective
 from deepsentinel.training.sources import CubeSource, Fetched, Source
 
@@ -128,7 +129,9 @@ def _train(
               "catalogs": list(getattr(sources["train"], "catalogs", ()))},
         **recipe.model.options(),
     )  # fmt: skip
-    module = Training(Fusion(config), recipe, sources, folder, progress)
+    model = Fusion(config)
+    fit_basis(model, sources["train"], recipe.seed)
+    module = Training(model, recipe, sources, folder, progress)
     resumed = module.restore()
     _fit(module, folder, recipe.train)
     if module.failure is not None:

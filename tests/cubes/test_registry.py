@@ -10,6 +10,12 @@ from cubes import registry
 from cubes.types import AOI, CubeError
 
 
+@pytest.fixture(autouse=True)
+def rows_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that a test adds are known to no other."""
+    monkeypatch.setattr(registry, "_rows", registry._Rows())
+
+
 @pytest.mark.parametrize("name", list(registry.layers()))
 def test_every_layer_row_is_consistent(name: str) -> None:
     layer = registry.layer(name)

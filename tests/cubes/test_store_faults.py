@@ -167,7 +167,7 @@ def test_a_dead_source_ends_the_run_early(
     monkeypatch.setattr(layout, "STEP_BYTES", 1)
     report = store.write(small.plan(archive), tmp_path / "dead.zarr", layout=LAYOUT)
     assert report.state == "partial"
-    assert 8 <= len(report.failed) < 30, "63 regions, but the first failures were enough"
+    assert 8 <= len(report.failed) <= 8 + 4, "63 regions, but the first failures were enough"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

@@ -13,7 +13,7 @@ import pytest
 from deepsentinel import cli
 
 COMMANDS = (
-    "demo", "search", "build", "info", "publish", "stats", "train", "evaluate", "embed", "report",
+    "demo", "search", "build", "publish", "info", "repair", "resume", "stats", "train", "evaluate", "embed", "report",
 )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_the_verbs_in_order(
     model = said("train", store, *samples, "--set", "train.steps=2", "--out", run).strip()
     assert Path(model, "model.safetensors").is_file()
     said("embed", model, store, embedding, "--dims", "16")
-    assert "sealed" in said("info", embedding, "--verify", "quick")
+    assert "sealed" in said("info", embedding, "--quick")
 
 
 @pytest.mark.timeout(200)
@@ -173,8 +173,55 @@ def test_damage_is_exit_code_1(
     body = bytearray(shard.read_bytes())
     body[len(body) // 2] ^= 1
     shard.write_bytes(body)
-    assert cli.main(["info", str(store), "--verify"]) == 1
-    assert "1 damaged" in capsys.readouterr().out
+    assert cli.main(["info", "--verify", str(store)]) == 1
+    said = capsys.readouterr().out
+    assert f"1 objects damaged or lost: {shard.relative_to(store)}" in said
+    assert f"deepsentinel repair {store}" in said
+    where = [a for a in request_of if a.startswith(("--catalog", "--url"))]
+    assert cli.main(["repair", str(store), *where]) == 0
+    assert cli.main(["resume", str(store), *where]) == 0
+    capsys.readouterr()
+    assert cli.main(["info", "--verify", str(store)]) == 0
+    assert "objects checked by hash, all as recorded" in capsys.readouterr().out
+
+
+def test_sizes_are_said_before_anything_is_read(
+    request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [a for a in request_of if not a.startswith("--layers")]
+    command = ["build", str(tmp_path / "a.zarr"), *short, "--layers=labels/worldcover"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().err.splitlines()[0]
+    assert "px of 10 m in EPSG:326" in said
+    assert said.endswith("GiB uncompressed")
+    assert cli.main(["search", *short, "--layers=labels/worldcover", "--fit"]) == 0
+    assert "px of 10 m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("python", "flags"),
+    [
+        ("ask for it with max_gib=", "ask for it with --max-gib"),
+        ("or write it anew with force=True.", "or write it anew with --force."),
+        ('pass on_missing="mask" to', "pass --on-missing mask to"),
+        ("(without=)", "(--without)"),
+        ("coarser Grid(resolution=), or", "coarser --resolution, or"),
+        ("Window(size=64) or less", "Window(size=64) or less"),
+    ],
+)
+def test_messages_speak_of_flags(python: str, flags: str) -> None:
+    assert cli.spoken(python) == flags
+
+
+def test_what_comes_with_the_learning_side_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr("deepsentinel.cli.learning.load_model", absent)
+    assert cli.main(["embed", "a", "b", "c"]) == 2
+    assert "pip install '.[learn]'" in capsys.readouterr().err
 
 
 # -- learning, on a landscape of 128 x 192 pixels ------------------------------------------------

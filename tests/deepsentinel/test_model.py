@@ -16,6 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from deepsentinel.flops import flops
 from deepsentinel.model import (
     DIMS,
     SIZES,
@@ -23,7 +24,6 @@ from deepsentinel.model import (
     FusionConfig,
     ModelError,
     check_groups,
-    flops,
     order_statistics,
     patchify,
     rotation,
@@ -227,21 +227,57 @@ def test_order_statistics_are_numpys(dates: int) -> None:
         assert np.allclose(got[:, row], np.where(n > 0, want, 0), atol=1e-6)
 
 
+def fitted(sample: Any, **config: Any) -> tuple[Fusion, torch.Tensor]:
+    """Return a model that was fitted to the statistics of a sample, and those."""
+    model = nano(**config)
+    rows = model.statistics(sample)
+    model.fit(rows)
+    return model, rows
+
+
+def test_the_measured_part_is_the_principal_components(sample: Any) -> None:
+    model, rows = fitted(sample)
+    parts = (rows - model.centre) @ model.measure
+    assert parts.mean(0).abs().max() < 1e-3
+    m = model.config.parts[0]
+    spread = torch.cov(parts.double().T)
+    off = spread - torch.diag(spread.diag())
+    assert off.abs().max() < 1e-3 * spread.diag().max()
+    # the square root of a component's variance, strongest first, on average 1
+    assert (spread.diag().diff() <= 1e-4).all()
+    variance = torch.linalg.eigvalsh(torch.cov(rows.double().T)).flip(0)[:m].clamp(min=1e-4)
+    got, want = spread.diag(), variance.sqrt() / variance.sqrt().mean()
+    assert torch.allclose(got[want > 0.1], want[want > 0.1].to(got), rtol=1e-2)
+    again = nano()
+    again.fit(rows)
+    assert torch.equal(model.measure, again.measure)
+
+
 def test_nothing_linear_in_the_statistics_is_lost(sample: Any) -> None:
-    """What was measured of a pixel comes back from its embedding by the transposed rotation."""
-    model = nano()
+    """What was measured of a pixel comes back from its embedding by the inverse of the basis."""
+    model, rows = fitted(sample)
     e = model.encode(sample)
     back = torch.empty_like(model.order)
     back[model.order] = torch.arange(len(back))
     m = model.config.parts[0]
-    told = e.embedding_BNPE[..., back][..., :m]  # rotated, up to a shift and a scale per pixel
-    ones = torch.ones(m)
-    basis = torch.cat([model.measure, ones[None] / m**0.5])
+    assert m == rows.shape[1], "here there are fewer statistics than numbers"
+    told = e.embedding_BNPE[..., back][..., :m]  # components, up to a shift and a scale per pixel
+    basis = torch.cat([model.measure.double(), torch.full((1, m), m**-0.5).double()])
     want = torch.cat([e.series[g].statistics_BNPF for g in ("s1", "s2")], -1)
-    got = (told @ torch.linalg.pinv(basis))[..., : want.shape[-1]]
-    cosine = torch.cosine_similarity(got, want, dim=-1)
-    assert cosine.min() > 0.999
-    assert torch.allclose(model.measure, Fusion(model.config).measure)
+    got = torch.linalg.lstsq(basis.T, told.double().flatten(0, -2).T).solution[: want.shape[-1]]
+    ever = torch.cat([e.series[g].ever_BNPL.amin(-1) for g in ("s1", "s2")], 0).flatten()
+    seen = torch.stack([e.series[g].ever_BNPL.amin(-1) for g in ("s1", "s2")]).amin(0).flatten() > 0
+    assert ever.any()
+    pair = got.T[seen].float(), (want - model.centre).flatten(0, -2)[seen]
+    assert torch.cosine_similarity(*pair, dim=-1).quantile(0.01) > 0.99
+
+
+def test_short_embeddings_have_their_share_of_both() -> None:
+    model = nano()
+    m = model.config.parts[0]
+    for cut in DIMS:
+        measured = int((model.order[:cut] < m).sum())
+        assert measured == min(m, round(0.9 * cut)) or measured == m
 
 
 @pytest.mark.parametrize("rows", [5, 80, 300])
@@ -410,8 +446,8 @@ def test_clear_errors(sample: Any, tmp_path: Path) -> None:
         ("config.json", b"[3]"),
         ("config.json", b"\xff\xfe\x00"),
         ("config.json", b'{"model": "Fusion"}'),
-        ("config.json", b'{"format": 2, "model": "Fusion", "groups": {"s1": 3}, "foo": 1}'),
-        ("config.json", b'{"format": 2, "model": "Fusion", "groups": {"s1": 3}}'),
+        ("config.json", b'{"format": 3, "model": "Fusion", "groups": {"s1": 3}, "foo": 1}'),
+        ("config.json", b'{"format": 3, "model": "Fusion", "groups": {"s1": 3}}'),
         ("config.json", b'{"format": "two", "model": "Fusion", "groups": {}}'),
         ("model.safetensors", b""),
         ("model.safetensors", None),  # cut

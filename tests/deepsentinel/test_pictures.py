@@ -224,7 +224,7 @@ def test_the_page_says_what_training_adds_and_what_of_the_embedding_is_fixed(
         found.save(tmp_path / "scores")
     text = report(tmp_path).read_text()
     assert text.count("Training adds nothing here that can be measured") == 2
-    assert text.count("40 of them (62 %) are a fixed rotation") == 2
+    assert text.count("40 of them (62 %) are principal components") == 2
     cards = re.findall(r"<b>(.*?)</b><span>(.*?)</span>", text)
     assert [n for n, what in cards if "the same model untrained" in what] == ["0.590", "0.590"]
 
