@@ -26,7 +26,8 @@ def join(first: xr.DataTree, *others: xr.DataTree) -> xr.DataTree:
     Returns
     -------
     DataTree
-        As documented for cubes; attributes of the root that differ are joined by commas.
+        As documented for cubes. Texts among the root's attributes that differ are joined by commas;
+        of others the first cube's stands.
 
     Raises
     ------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -296,17 +295,20 @@ def time_range(time: Any) -> tuple[str, str]:
     return start.isoformat(), stop.floor("us").isoformat()
 
 
-_WHOLE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
-"""A year, a month or a day, which as an end is meant whole."""
-
-
 def _moment(value: Any, *, end: bool) -> pd.Timestamp:
     """Return a moment in UTC without a zone: of a day or longer its first or its last."""
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()):
-        period = pd.Period(value.strip())
-        return period.end_time if end else period.start_time
     if isinstance(value, bool | int | float):
         raise ValueError(f"{value!r} is a number")
+    if isinstance(value, str) and ":" not in value:  # no time of day: a day or longer, whole
+        text = value.strip()
+        # eight digits are a day, which pandas takes for one only as a Timestamp
+        period = pd.Period(pd.Timestamp(text), "D") if len(text) == 8 and text.isdigit() else (
+            pd.Period(text)
+        )  # fmt: skip
+        return period.end_time if end else period.start_time
+    if isinstance(value, np.datetime64) and (unit := np.datetime_data(value)[0]) in ("Y", "M", "D"):
+        period = pd.Period(str(value), unit)
+        return period.end_time if end else period.start_time
     moment = pd.Timestamp(value)
     if pd.isna(moment):
         raise ValueError(f"{value!r} is no time")

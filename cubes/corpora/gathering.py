@@ -6,10 +6,14 @@ keeps one pair each. What is found, and why a patch has nothing, stands in a tab
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import hashlib
+import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,7 +165,8 @@ def gather(
 ) -> pd.DataFrame:
     """Return one row per patch of a recipe, after writing the cube of each that has a match.
 
-    Safe to run again: sealed cubes are not read again, and the same seed chooses the same.
+    Safe to run again: patches that an earlier run of the same recipe finished are taken as they
+    are, without a search; those that failed or had no match are tried anew.
 
     Parameters
     ----------
@@ -213,6 +218,8 @@ def gather(
     for row, done, total in tried:
         rows.append(row)
         table = gathering.keep(rows)
+        if [r["state"] for r in rows[-HOPELESS:]] == [FAILED] * HOPELESS:
+            break  # a catalogue that is down fails all of them, each after its retries
         if progress is not None:
             progress(done, total, f"{row['name']} {row['state']}")
     if not rows:
@@ -239,6 +246,9 @@ def _refuse_if_short(table: pd.DataFrame, made: Recipe, limit: int | None, told:
         )
 
 
+HOPELESS = 8
+"""Patches in a row whose failure ends a run."""
+
 BLOCK = 8
 """Cells along the edge of what is searched at once: one search per collection for 64 cells."""
 ROUNDS = 5
@@ -255,14 +265,40 @@ class _Gathering:
     def patches(self) -> Path:
         return self.folder / "patches.csv"
 
+    @property
+    def same(self) -> str:
+        """What must be equal for a patch of an earlier run to count: recipe and catalogue."""
+        body = json.dumps([asdict(self.recipe), self.catalog.name], sort_keys=True, default=str)
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    @cached_property
+    def before(self) -> dict[str, dict[str, Any]]:
+        """Rows of an earlier run of the same recipe, by name."""
+        note = self.patches.with_suffix(".json")
+        if not note.is_file():
+            return {}
+        try:
+            body = json.loads(note.read_text(encoding="utf-8"))
+            return dict(body["rows"]) if body["same"] == self.same else {}
+        except (ValueError, KeyError, TypeError):
+            return {}  # torn: patches are asked for again
+
     def keep(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-        """Return the rows as a table, also put where a person can follow a long run."""
-        table = pd.DataFrame(rows)
+        """Return the rows as a table, also put where a person can follow a long run.
+
+        Rows of an earlier run stand there until their patch is reached again.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.patches.with_suffix(".part")
-        table.to_csv(unfinished, index=False)
-        unfinished.replace(self.patches)
-        return table
+        every = {**self.before, **{str(row["name"]): dict(row) for row in rows}}
+        note = json.dumps({"same": self.same, "rows": every}, default=_plain)
+        for path, text in (
+            (self.patches, pd.DataFrame(every.values()).to_csv(index=False)),
+            (self.patches.with_suffix(".json"), note),
+        ):
+            unfinished = path.with_suffix(".part")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(path)
+        return pd.DataFrame(rows)
 
     def cover(self, area: AOI, limit: int | None) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Yield a row per cell, and how far that is. Each zone's part has cells of that zone."""
@@ -276,10 +312,26 @@ class _Gathering:
             # the cells' own searches are for the boxes around their pixels: a little wider
             where = shapely.union_all([aoi.geometry.envelope for aoi in block["aoi"]]).envelope
             wide = where.buffer(0.05, join_style="mitre")
-            with search.searched(self.catalog, self._collections(), wide, self._period()):
+            with contextlib.ExitStack() as inside:
+                why = None
+                if any(self.kept(aoi.name) is None for aoi in block["aoi"]):
+                    try:
+                        inside.enter_context(
+                            search.searched(self.catalog, self._collections(), wide, self._period())
+                        )
+                    except CubeError as error:
+                        why = str(error)
                 for aoi, box in zip(block["aoi"], block["grid"], strict=True):
                     done += 1
-                    yield self.row(aoi, box, self.recipe.time), done, len(cells)
+                    lost = {"name": aoi.name, "state": FAILED, "reason": why}
+                    yield lost if why else self.row(aoi, box, self.recipe.time), done, len(cells)
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """Return the row of a patch that an earlier run finished, its cube still sealed."""
+        row = self.before.get(name)
+        if row is None or row["state"] != MATCHED:
+            return None
+        return row if (Path(row["store"]) / "__cubes__" / "sealed.json").is_file() else None
 
     def _collections(self) -> list[tuple[str, bool, Mapping[str, Any]]]:
         """Return what the recipe's layers are searched in: collection, whether by time, query."""
@@ -312,7 +364,7 @@ class _Gathering:
                 seed = (self.recipe.seed * 1_000 + number) * ROUNDS + turn
                 drawn = places.points(wanted, seed=seed, within=within, size=self.recipe.edge)
                 for aoi in drawn["aoi"]:
-                    one = (span[0].isoformat(), (span[1] - pd.Timedelta("1s")).isoformat())
+                    one = (span[0].isoformat(), (span[1] - pd.Timedelta("1us")).isoformat())
                     row = self.row(aoi, Grid(shape=(self._pixels, self._pixels)), one)
                     wanted -= row["state"] == MATCHED
                     found += row["state"] == MATCHED
@@ -323,15 +375,25 @@ class _Gathering:
         return round(self.recipe.edge / 10)
 
     def row(self, aoi: AOI, box: Any, time: tuple[str, str]) -> dict[str, Any]:
-        """Return what one patch gave, its cube written if there is anything to keep."""
+        """Return what one patch gave, its cube written if there is anything to keep.
+
+        A patch that cannot be had stops no other.
+        """
+        if (known := self.kept(aoi.name)) is not None:
+            return known
         try:
-            request = Request.of(
-                aoi, time, self.recipe.layers, catalog=self.catalog, grid=box,
-                bands=self.recipe.bands, on_missing="mask",
-            )  # fmt: skip
-            plan = request.plan()
+            return self._tried(aoi, box, time)
         except NothingFound as error:
             return {"name": aoi.name, "state": UNMATCHED, "reason": str(error)}
+        except (CubeError, OSError) as error:
+            return {"name": aoi.name, "state": FAILED, "reason": f"{type(error).__name__}: {error}"}
+
+    def _tried(self, aoi: AOI, box: Any, time: tuple[str, str]) -> dict[str, Any]:
+        request = Request.of(
+            aoi, time, self.recipe.layers, catalog=self.catalog, grid=box,
+            bands=self.recipe.bands, on_missing="mask",
+        )  # fmt: skip
+        plan = request.plan()
         kept = self._series(plan) if self.recipe.rule else self._pair(plan)
         if isinstance(kept, str):
             return {"name": aoi.name, "state": UNMATCHED, "reason": kept}
@@ -394,6 +456,11 @@ class _Gathering:
             "items": f"{s1['items'][i]}, {s2['items'][j]}",
         }
         return {("s1", "time"): [i], ("s2", "time"): [j]}, told
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python, anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)
 
 
 def _axis(plan: Plan, group: str) -> Any:

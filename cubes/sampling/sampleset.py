@@ -177,7 +177,7 @@ class Samples:
             Columns ``id, store, aoi, crs, y, x`` (upper left pixel), ``left, bottom, right, top``
             (CRS units), ``lon, lat`` (centre), ``start, end`` (UTC, first and last step in range)
             ``<clock>_dates``, the number of usable dates, and where the sensor has such a mask
-            ``<clock>_clear``, the mean share of clear pixels over those dates (of whole patches).
+            ``<clock>_clear``, the mean share of clear pixels over those dates.
         """
         t = self._table
         bounds = self.bounds()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,13 @@ def _build(options: argparse.Namespace) -> int:
     return 0 if report.state == "sealed" else 1
 
 
+def _named(where: str | None) -> str:
+    """Return an area as part of a folder's name."""
+    return "land" if where is None else re.sub(r"[^A-Za-z0-9._-]+", "_", Path(where).stem)
+
+
 def _gather(options: argparse.Namespace) -> int:
+    import cubes
     from cubes.corpora import gathering
 
     changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
@@ -123,7 +130,15 @@ def _gather(options: argparse.Namespace) -> int:
         first, _, last = options.time.partition("/")
         changes["time"] = (first, last or first)
     where = options.store or options.area
-    out = options.out or Path(f"{options.like}-{options.store or 'land'}")
+    for flag in ("layers", "bands", "pols", "size", "resolution", "crs"):
+        if getattr(options, flag) is not None:
+            raise cubes.CubeError(
+                f"--{flag} has no effect with --like: the recipe decides it (--without leaves "
+                "layers out)"
+            )
+    if options.fit or options.force:
+        raise cubes.CubeError("--fit and --force have no effect with --like")
+    out = options.out or Path(f"{options.like}-{_named(where)}")
     table = gathering.gather(
         gathering.recipe(options.like, **changes),
         area(where) if where else None,

@@ -326,9 +326,10 @@ def embedding_meta(model: Any, options: Options) -> dict[str, Any]:
 def random_like(model: Any, seed: int) -> Any:
     """Return the model as it was before its first step: same build, same seed, evaluation mode.
 
-    Of a model whose card does not tell the seed of its training, `seed` is taken. Wide random
-    features are strong under a linear probe, and part of an embedding is fixed statistics: what a
-    trained encoder scores above this is what training gave.
+    Of a model whose card does not tell the seed of its training, `seed` is taken. What was fitted
+    before the first step (the basis of what an embedding measures) is the trained model's. Wide
+    random features are strong under a linear probe, and much of an embedding is statistics: what a
+    trained encoder scores above this is what its steps gave.
     """
     import torch
 
@@ -337,6 +338,9 @@ def random_like(model: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = type(model)(model.config)
+    if hasattr(model, "measure"):
+        fresh.measure.copy_(model.measure)
+        fresh.centre.copy_(model.centre)
     return fresh.to(next(iter(model.parameters())).device).eval()
 
 

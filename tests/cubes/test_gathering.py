@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,8 +114,6 @@ def test_cells_share_one_search_per_collection(
 def test_a_patch_that_fails_stops_no_other_and_is_named(
     world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path
 ) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(world.catalog.parent.parent, copy)
     here = copy / world.catalog.relative_to(world.catalog.parent.parent)
@@ -135,6 +134,54 @@ def test_a_patch_that_fails_stops_no_other_and_is_named(
     told = pd.read_csv(tmp_path / "out" / "patches.csv")
     assert sorted(told["state"]) == ["failed", "matched"]
     assert told["reason"].dropna().str.len().gt(10).all()
+
+
+def test_a_search_that_fails_stops_no_other_and_loses_no_row(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    whole = gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    assert len(whole) == 3
+    # the same again asks nothing: what is finished is finished
+    asked = []
+    plan = cubes.Request.plan
+    monkeypatch.setattr(cubes.Request, "plan", lambda self: asked.append(self) or plan(self))
+    done = (whole["state"] == "matched").sum()
+    again = gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    assert len(asked) == len(whole) - done
+    assert list(again["name"]) == list(whole["name"])
+    # a server that fails once, for a patch that is not there any more
+    shutil.rmtree(whole["store"].dropna().iloc[0])
+
+    def fails(self: cubes.Request) -> None:
+        raise CubeError("searching catalogue 'x' failed: 503")
+
+    monkeypatch.setattr(cubes.Request, "plan", fails)
+    with pytest.raises(CubeError, match=r"of 3 patches failed.*503.*run again"):
+        gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    told = pd.read_csv(tmp_path / "patches.csv")
+    assert list(told["name"]) == list(whole["name"])
+    monkeypatch.setattr(cubes.Request, "plan", plan)
+    assert list(gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)["state"]) == list(
+        whole["state"]
+    )
+
+
+def test_a_catalogue_that_is_down_ends_a_run_early(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tried = []
+
+    def fails(self: cubes.Request) -> None:
+        tried.append(self)
+        raise CubeError("503")
+
+    monkeypatch.setattr(cubes.Request, "plan", fails)
+    small = replace(triplets, edge=320.0)
+    with pytest.raises(CubeError, match="8 of 8 patches failed"):
+        gathering.gather(small, world.aoi, tmp_path, catalog=catalog)
+    assert len(tried) == gathering.HOPELESS
 
 
 def test_areas_have_their_own_labels(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import pytest
 
 from deepsentinel import cli
 
+Stores = dict[str, Path]
 COMMANDS = (
-    "demo", "search", "build", "publish", "info", "repair", "resume", "stats", "train", "evaluate", "embed", "report",
+    "demo", "search", "build", "publish", "info", "repair", "resume", "stats", "train", "evaluate",
+    "embed", "report",
 )  # fmt: skip
 
 
@@ -185,6 +188,37 @@ def test_damage_is_exit_code_1(
     assert "objects checked by hash, all as recorded" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("verb", ["repair", "resume"])
+def test_a_url_alone_is_that_of_the_plans_catalogue(
+    verb: str,
+    request_of: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cubes import grants
+
+    store = tmp_path / "a.zarr"
+    short = [a for a in request_of if not a.startswith("--layers")]
+    assert cli.main(["build", str(store), *short, "--layers=labels/worldcover"]) == 0
+    next(p for p in store.rglob("c/**/*") if p.is_file()).unlink()
+    monkeypatch.setattr(grants, "_known", {})  # as in another process
+    assert cli.main([verb, str(store)]) == 2
+    assert "outside of the folders that may be read" in capsys.readouterr().err
+    url = next(a for a in request_of if a.startswith("--url"))
+    assert cli.main([verb, str(store), url]) == 0
+    assert "sealed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["repair", "resume"])
+def test_a_url_is_never_dropped(
+    verb: str, fields: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # a cube of a person's own data names no catalogue
+    assert cli.main([verb, str(fields["train"]), "--url=x"]) == 2
+    assert "--url x: the plan of" in capsys.readouterr().err
+
+
 def test_sizes_are_said_before_anything_is_read(
     request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,7 +265,6 @@ SMALL = [
     "--set=model.width=16", "--set=model.heads=2", "--set=model.stem=4", "--set=model.detail=8",
     "--set=model.neck=8", "--set=model.dims=16", "--set=train.steps=2", "--set=train.warmup=1",
 ]  # fmt: skip
-Stores = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +352,34 @@ def test_a_device_that_is_not_there_is_one_line(
         assert f"--device {device}: " in capsys.readouterr().err
     assert cli.main([*asked, "--dims=16", "--overlap=16", "--device=cpu"]) == 0
     assert "1/1 block" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--overlap=24", "--dtype=float32"]])
+def test_a_damaged_embedding_is_mended_by_what_info_advises(
+    flags: list[str],
+    trained: Path,
+    fields: Stores,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "my embedding.zarr"
+    asked = ["embed", str(trained), str(fields["test"]), str(out), "--dims=16", *flags]
+    assert cli.main(asked) == 0
+    assert cli.main(["info", "--verify", str(out)]) == 0
+    for file in ("embeddings/c/0/0/0/0", "__embedding__/sealed.json"):
+        if file.endswith(".json"):
+            (out / file).unlink()  # as one that was interrupted
+        else:
+            body = bytearray((out / file).read_bytes())
+            body[len(body) // 2] ^= 1
+            (out / file).write_bytes(body)
+        capsys.readouterr()
+        assert cli.main(["info", "--verify", str(out)]) == 1
+        said = capsys.readouterr().out.splitlines()[-1]
+        advice = shlex.split(said[said.index("deepsentinel embed") :].partition(" (")[0])
+        put = {"MODEL": str(trained), "STORE": str(fields["test"])}
+        assert cli.main([put.get(word, word) for word in advice[1:]]) == 0
+        assert cli.main(["info", "--verify", str(out)]) == 0
 
 
 def test_stores_are_published_as_a_corpus(
