@@ -24,7 +24,7 @@ Chunks = Literal["stored"] | Mapping[str, int] | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
-    """Sees, by one look at a file per read, that a store is still the one that was opened."""
+    """Sees, by a look at a file around each read, that a store is still the one that was opened."""
 
     store: Path
     tree_sha256: str
@@ -70,10 +70,19 @@ class _Physical(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> Any:
+        if self.guard is None:
+            return self._values(key)
+        self.guard.check()
+        try:
+            return self._values(key)
+        finally:
+            # again, for a switch meanwhile: then what was read, or the failure to read it, is of
+            # the other cube
+            self.guard.check()
+
+    def _values(self, key: tuple[Any, ...]) -> Any:
         import zarr
 
-        if self.guard is not None:
-            self.guard.check()
         # opened per read: cheap (one small file), and safe to pickle and to fork
         raw = zarr.open_array(self.store, path=self.array.name, mode="r", zarr_format=3)
         return self.array.physical(np.asarray(raw.oindex[key]))
@@ -133,7 +142,7 @@ def assembled(
     token : str
         Names the dask arrays: equal for equal bytes.
     guard : Guard, optional
-        Asked before each read.
+        Asked before and after each read.
     """
     arrays = array_layouts(plan, layout)
 

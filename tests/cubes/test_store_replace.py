@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zarr
 
 import cubes
 from cubes.store import build, ledger
@@ -100,6 +101,41 @@ def test_readers_of_the_old_cube_see_the_old_or_an_error(
     with pytest.raises(CubeError, match="written anew since it was opened"):
         before["s1"].backscatter[0].load()
     assert store.open(path)["s1"].backscatter[0].load().notnull().any()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_cube_replaced_during_a_read_is_said(
+    plan: Plan, other: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    path = tmp_path / "a.zarr"
+    store.write(plan, path, layout=LAYOUT)
+    before = store.open(path, chunks=None)
+    real = zarr.open_array
+
+    def late(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(zarr, "open_array", real)
+        store.write(other, path, layout=LAYOUT, force=True)
+        if fails:
+            raise FileNotFoundError("zarr.json")
+        return real(*args, **options)
+
+    monkeypatch.setattr(zarr, "open_array", late)
+    with pytest.raises(CubeError, match="written anew since it was opened"):
+        before["s1"].backscatter[0].load()
+    assert store.open(path)["s1"].backscatter[0].load().notnull().any()
+
+
+def test_a_failed_read_of_the_same_cube_stays_what_it_is(
+    whole: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = store.open(whole[0], chunks=None)
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise PermissionError("zarr.json")
+
+    monkeypatch.setattr(zarr, "open_array", broken)
+    with pytest.raises(PermissionError):
+        tree["s1"].backscatter[0].load()
 
 
 def test_a_reader_does_not_mind_a_repair(plan: Plan, tmp_path: Path) -> None:
