@@ -399,6 +399,8 @@ class Report:
     """Regions found done and left alone."""
     failed: Mapping[str, str] = field(default_factory=dict)
     """Region -> error."""
+    untried: int = 0
+    """Regions not tried, since those of their group tried first all failed."""
     pixels_read: int = 0
     """Source pixels decoded in this run."""
     bytes_written: int = 0
@@ -420,6 +422,8 @@ class Report:
         if self.failed:
             region, why = next(iter(self.failed.items()))
             parts.append(f"{len(self.failed)} failed, first {region}: {why.strip()[:400]}")
+        if self.untried:
+            parts.append(f"{self.untried} not tried, since the first of their group all failed")
         if self.damaged:
             parts.append(f"{len(self.damaged)} damaged, first {self.damaged[0]}")
         if self.missing:

@@ -7,9 +7,10 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from threading import Lock
 from typing import Any
 
@@ -31,8 +32,11 @@ STEP_COPIES = 4
 LEAVE = 10.0
 """Seconds given to running tasks of a cluster to end when their writer is interrupted."""
 HOPELESS = 8
-"""Failed regions, and none written, after which a run ends: a wrong token or a dead server fails
-each region only after its retries, and a large cube has thousands."""
+"""Regions, far apart in time and space, that all must fail before the others are given up: a wrong
+token or a dead server fails each region only after its retries, and a large cube has thousands."""
+
+Kind = tuple[str, str]
+"""Group and stack dimension: regions that may share one source."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +45,12 @@ class Tally:
 
     total: int
     tell: Progress | None
+    first: frozenset[str] = frozenset()
+    """Regions tried first, of all groups."""
+    probes: Mapping[Kind, frozenset[str]] = field(default_factory=dict)
+    """Regions of each group that are tried before its others."""
+    alive: set[Kind] = field(default_factory=set)
+    """Groups of which a region was written."""
     done: int = 0
     written: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -48,8 +58,21 @@ class Tally:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the first `HOPELESS` regions all failed: then the rest are not tried."""
-        return not self.written and len(self.failed) >= HOPELESS
+        """Whether nothing can be read: the regions tried first all failed."""
+        return bool(self.first) and not self.alive and self.first <= self.failed.keys()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether so much failed that no more is begun until the regions tried first are through.
+
+        What is corrupt may fail at once where what is sound takes its time.
+        """
+        return not self.alive and len(self.failed) >= HOPELESS
+
+    def given_up(self, region: Region) -> bool:
+        """Return whether nothing of the region's group can be read: its probes all failed."""
+        kind = region.group, region.dim
+        return kind not in self.alive and self.probes[kind] <= self.failed.keys()
 
     def tick(self, steps: int, what: str) -> None:
         """Count steps and show them."""
@@ -64,6 +87,58 @@ def weight(build: Build, region: Region) -> int:
     mine = layouts.region_arrays(ledger.build_arrays(build), region)
     channels = sum(a.layer.n_channels for a in mine)
     return (region.steps[1] - region.steps[0]) * len(region.patches) * channels
+
+
+def planned(build: Build, todo: list[Region], tell: Progress | None) -> tuple[list[Region], Tally]:
+    """Return regions in the order to try them, and the tally of a run over them.
+
+    First the few that show whether there is anything to be read, overall and of each group, then
+    the largest.
+    """
+    todo = sorted(todo, key=lambda r: -weight(build, r))
+    kinds: dict[Kind, list[Region]] = {}
+    for region in todo:
+        kinds.setdefault((region.group, region.dim), []).append(region)
+    first = apart(todo)
+    probes = {kind: apart(mine) for kind, mine in kinds.items()}
+    order = {r.id: r for r in [*first, *chain.from_iterable(probes.values()), *todo]}
+    tally = Tally(
+        total=sum(r.steps[1] - r.steps[0] for r in todo),
+        tell=tell,
+        first=frozenset(r.id for r in first),
+        probes={kind: frozenset(r.id for r in mine) for kind, mine in probes.items()},
+    )
+    return list(order.values()), tally
+
+
+def apart(regions: list[Region]) -> list[Region]:
+    """Return up to `HOPELESS` regions of as many groups, steps and places as there are.
+
+    One bad date, tile or group is then never all that a run sees. The same for the same regions.
+    """
+    if not regions:
+        return []
+    at = np.array([(r.block, r.rows[0], r.columns[0]) for r in regions], float)
+    at /= np.maximum(at.max(axis=0), 1)
+    traits: tuple[list[Hashable], ...] = (
+        [(r.group, r.dim) for r in regions],
+        [r.block for r in regions],
+        [(r.rows[0], r.columns[0]) for r in regions],
+    )
+    numbers = [{v: n for n, v in enumerate(dict.fromkeys(t))} for t in traits]
+    codes = [np.array([n[v] for v in t]) for n, t in zip(numbers, traits, strict=True)]
+    near = np.full(len(regions), 3.0)  # squared distance to the nearest one taken; 3 at most
+    used = np.zeros(len(regions))
+    out: list[int] = []
+    for _ in range(min(HOPELESS, len(regions))):
+        cost = 4 * used - near  # what is new in kind counts before what is far
+        cost[out] = np.inf
+        taken = int(cost.argmin())
+        out.append(taken)
+        near = np.minimum(near, ((at - at[taken]) ** 2).sum(axis=1))
+        for code in codes:
+            used += code == code[taken]
+    return [regions[n] for n in out]
 
 
 def _workers(build: Build, todo: list[Region]) -> int:
@@ -95,10 +170,10 @@ def in_threads(build: Build, todo: list[Region], source: Pixels, tally: Tally) -
     crew = Crew(pool=steps, ahead=2 * workers, tick=tally.tick)
     try:
         futures: dict[Future[Record], Region] = {}
-        rest = iter(todo)
+        rest = (r for r in todo if not tally.given_up(r))
         while not tally.hopeless:
             # few at a time: a source that refuses at once would fail all before the first is seen
-            for region in islice(rest, 2 * DRIVERS - len(futures)):
+            for region in islice(rest, 0 if tally.doubtful else 2 * DRIVERS - len(futures)):
                 futures[drivers.submit(build_region, build, region, source, crew)] = region
             if not futures:
                 break
@@ -118,6 +193,7 @@ def _settle(error: BaseException | None, future: Any, region: Region, tally: Tal
     """Enter a finished region; a source's failure is noted, anything else ends the run."""
     if error is None:
         tally.written.append(future.result())
+        tally.alive.add((region.group, region.dim))
     elif isinstance(error, ledger.Superseded):
         raise error
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
@@ -161,15 +237,18 @@ def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally, access:
     there = replace(build, store=build.store.resolve())
     live: dict[str, tuple[Any, Region]] = {}
 
-    def submit() -> Any:
-        region = waiting.pop()
-        key = f"cubes-write-{mark}-{region.id}"
-        future = client.submit(_dask_region, there, region, access, key=key, pure=False)
-        live[key] = (future, region)
-        return future
+    def submit() -> Iterator[Any]:
+        most = 2 * slots(client)
+        while waiting and len(live) < most and not tally.doubtful:
+            region = waiting.pop()
+            if tally.given_up(region):
+                continue
+            key = f"cubes-write-{mark}-{region.id}"
+            future = client.submit(_dask_region, there, region, access, key=key, pure=False)
+            live[key] = (future, region)
+            yield future
 
-    first = [submit() for _ in range(min(len(waiting), 2 * slots(client)))]
-    flying: Any = as_completed(first)  # type: ignore[no-untyped-call]
+    flying: Any = as_completed(list(submit()))  # type: ignore[no-untyped-call]
     try:
         for future in flying:
             _, region = live.pop(future.key)
@@ -177,8 +256,8 @@ def on_dask(build: Build, todo: list[Region], client: Any, tally: Tally, access:
             tally.tick(region.steps[1] - region.steps[0], region.id)
             if tally.hopeless:
                 break
-            if waiting:
-                flying.add(submit())
+            for new in submit():
+                flying.add(new)
     finally:
         if live:
             _leave(build, client, [future for future, _ in live.values()])

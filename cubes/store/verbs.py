@@ -61,7 +61,8 @@ def write(
     Report
         ``state`` is ``sealed``, or ``partial`` where regions failed (``failed`` says why; the
         others are kept, and a second run tries the rest); ``store`` is then the folder beside,
-        where another cube was to be replaced.
+        where another cube was to be replaced. Where a few regions of a group, far apart in time
+        and space, all failed and none of it was written, its others are not tried (``untried``).
 
     Raises
     ------
@@ -232,10 +233,9 @@ def _run(
     build = ledger.renew(build)
     everything = ledger.build_regions(build)
     arrays = ledger.build_arrays(build)
-    todo = sorted(todo, key=lambda r: -run.weight(build, r))
-    steps = sum(r.steps[1] - r.steps[0] for r in todo)
     bar = run.Bar() if progress is True else None
-    tally = run.Tally(total=steps, tell=bar or (None if isinstance(progress, bool) else progress))
+    tell = bar or (None if isinstance(progress, bool) else progress)
+    todo, tally = run.planned(build, todo, tell)
     pixels = work.pixels(arrays, client) if work else None
     try:
         if client is not None and isinstance(work, tree.PlanSource):
@@ -259,6 +259,7 @@ def _run(
         written=len(tally.written),
         reused=len(everything) - len(todo),
         failed=tally.failed,
+        untried=len(todo) - len(tally.written) - len(tally.failed),
         pixels_read=sum(r.pixels_read for r in tally.written),
         bytes_written=sum(r.size for r in tally.written),
         retries=sum(r.retries for r in tally.written),
