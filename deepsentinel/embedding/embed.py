@@ -66,7 +66,8 @@ def embed(
         a part of them.
     store : path, optional
         Where to write; goes on where an earlier call with the same model, cube and arguments
-        stopped. None keeps everything in memory.
+        stopped, and writes anew what is damaged since (every block is checked by its hash). None
+        keeps everything in memory.
     dims : int
         Numbers per pixel: the first of the model's embedding (Matryoshka).
     dtype : {"int8", "float32"}
@@ -83,7 +84,8 @@ def embed(
     Raises
     ------
     CubeError
-        Sizes or layers that do not fit the model, or another embedding in `store`.
+        Sizes or layers that do not fit the model, another embedding in `store`, or a cube that
+        lost objects, whose ledger was changed, or that was replaced meanwhile.
     """
     job = Job.of(model, cube, dims=dims, dtype=dtype, overlap=overlap)
     if store is None:
@@ -241,7 +243,7 @@ class Job:
         )
 
     def write(self, path: Path, progress: Progress | None = None) -> xr.DataTree:
-        """Return the embedding in `path`, after writing the blocks that are not there yet.
+        """Return the embedding in `path`, after writing the blocks that are not there, or damaged.
 
         Parameters
         ----------
@@ -260,6 +262,7 @@ class Job:
         blocks = [block for row in target.blocks() for block in row]
         for done, block in enumerate(blocks, 1):
             if not embedstore.done(path, block):
+                embedstore.unseal(path)
                 embedstore.write_block(path, target, block, self.block(block))
             if progress is not None:
                 progress(done, len(blocks), f"block {block.id}")

@@ -215,6 +215,10 @@ def write_block(path: Path, target: Target, block: Block, values: Floats) -> Non
     """Write a block, float32 (embedding, y, x) with NaN where nodata, and then its record."""
     import zarr
 
+    for key in _keys(target.dtype, block):
+        # at the edges of the cube a block is a part of its shard, which Zarr would read first:
+        # damaged bytes would fail there
+        (path / key).unlink(missing_ok=True)
     root: Any = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
     if target.dtype == "int8":
         numbers, scales = quantise(values)
@@ -237,15 +241,36 @@ def write_block(path: Path, target: Target, block: Block, values: Floats) -> Non
 
 
 def done(path: Path, block: Block) -> bool:
-    """Return whether a block is recorded and its objects have the recorded sizes."""
-    note = path / FOLDER / "blocks" / f"{block.id}.json"
-    return note.is_file() and not _damage(path, json.loads(note.read_text()), quick=True)
+    """Return whether a block is recorded and its objects are those recorded, by their hash.
+
+    Hashing costs seconds where the model costs hours, and damage may keep a file's size.
+    """
+    objects = _recorded(path / FOLDER / "blocks" / f"{block.id}.json")
+    if objects is None or _damage(path, objects, quick=False):
+        return False
+    dtype = str(read_plan(path)["dtype"])
+    return all(key in objects or not (path / key).is_file() for key in _keys(dtype, block))
 
 
-def _damage(path: Path, record: Mapping[str, Any], *, quick: bool) -> list[str]:
+def _recorded(note: Path) -> dict[str, tuple[str, int]] | None:
+    """Return the objects of a block's record, None where it is torn or not there."""
+    try:
+        objects = json.loads(note.read_text(encoding="utf-8"))["objects"]
+        return {str(key): (str(sha), int(size)) for key, (sha, size) in objects.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _records(path: Path) -> dict[str, dict[str, tuple[str, int]] | None]:
+    """Return the objects of every record, by the record's key."""
+    notes = sorted((path / FOLDER / "blocks").glob("*.json"))
+    return {f"{FOLDER}/blocks/{note.name}": _recorded(note) for note in notes}
+
+
+def _damage(path: Path, objects: Mapping[str, tuple[str, int]], *, quick: bool) -> list[str]:
     """Return the objects of a block that are not as recorded."""
     bad = []
-    for key, (sha, size) in record["objects"].items():
+    for key, (sha, size) in objects.items():
         file = path / key
         whole = file.is_file() and file.stat().st_size == size
         if not whole or not (quick or ledger.file_sha256(file) == sha):
@@ -255,18 +280,28 @@ def _damage(path: Path, record: Mapping[str, Any], *, quick: bool) -> list[str]:
 
 def seal(path: Path, target: Target) -> None:
     """Seal a store whose blocks are all done."""
-    records = sorted((path / FOLDER / "blocks").glob("*.json"))
-    lines = [
-        f"{key} {sha}"
-        for record in records
-        for key, (sha, _) in sorted(json.loads(record.read_text())["objects"].items())
-    ]
-    tree = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    body = {"identity": target.identity, "blocks": len(records), "tree_sha256": tree}
-    data = json.dumps(body, sort_keys=True).encode()
+    data = _seal(path, target.identity)
     note = path / FOLDER / "sealed.json"
     if not note.is_file() or note.read_bytes() != data:
         ledger.write_atomic(note, data)
+
+
+def _seal(path: Path, identity: str) -> bytes:
+    """Return what the seal of the records that are there says."""
+    records = _records(path)
+    lines = [
+        f"{key} {sha}"
+        for objects in records.values()
+        for key, (sha, _) in sorted((objects or {}).items())
+    ]
+    tree = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    body = {"identity": identity, "blocks": len(records), "tree_sha256": tree}
+    return json.dumps(body, sort_keys=True).encode()
+
+
+def unseal(path: Path) -> None:
+    """Say that the store is not finished, before a block of it is written anew."""
+    (path / FOLDER / "sealed.json").unlink(missing_ok=True)
 
 
 def sealed(path: Path) -> bool:
@@ -275,7 +310,9 @@ def sealed(path: Path) -> bool:
 
 
 def verify_embeddings(store: str | Path, *, quick: bool = False) -> Report:
-    """Return whether an embedding is whole: every block's bytes are those recorded.
+    """Return whether an embedding is whole: every block's bytes are those recorded and sealed.
+
+    `embed` with the same arguments writes anew what is damaged.
 
     Parameters
     ----------
@@ -290,12 +327,15 @@ def verify_embeddings(store: str | Path, *, quick: bool = False) -> Report:
         No embedding there.
     """
     path = Path(store)
-    read_plan(path)
+    identity = str(read_plan(path)["identity"])
     damaged, good = [], 0
-    for record in sorted((path / FOLDER / "blocks").glob("*.json")):
-        bad = _damage(path, json.loads(record.read_text()), quick=quick)
+    for key, objects in _records(path).items():
+        bad = [key] if objects is None else _damage(path, objects, quick=quick)
         damaged += bad
         good += not bad
+    note = f"{FOLDER}/sealed.json"
+    if sealed(path) and (path / note).read_bytes() != _seal(path, identity):
+        damaged.append(note)  # a record is gone, or is not the one that was sealed
     state = "damaged" if damaged else "sealed" if sealed(path) else "partial"
     return Report(store=str(path), state=state, reused=good, damaged=tuple(damaged))  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from odc.geo.geobox import GeoBox
 
 from cubes import physics
 from cubes.sampling import index
-from cubes.store import ledger, metadata, tree
+from cubes.store import ledger, metadata, opened, tree
 from cubes.types import CubeError, Layer, Plan
 
 if TYPE_CHECKING:
@@ -49,7 +49,12 @@ class CubeReader:
     """Pair of each S1 date, -1 where none."""
     track: Array | None
     """Plane of the per-track layers of each S1 date."""
-    store: Path | None = None
+    build: ledger.Build | None = None
+    """The store, None where a DataTree is read."""
+    guard: opened.Guard | None = None
+    """Sees whether the store is still the one that `identity` names."""
+    written: frozenset[str] = frozenset()
+    """Keys of the objects that the store's ledger records: one of these is never absent."""
     cube: xr.DataTree | None = None
 
     @staticmethod
@@ -59,18 +64,29 @@ class CubeReader:
         Raises
         ------
         CubeError
-            Not a sealed store or cube, or its layers mean other things than the model's.
+            Not a sealed store or cube, one that lost objects or whose ledger was changed, or its
+            layers mean other things than the model's.
         """
+        build, guard, written = None, None, frozenset[str]()
         if isinstance(cube, xr.DataTree):
             source = tree.source(cube)
-            plan, identity, store = source.plan, source.name, None
+            plan, identity = source.plan, source.name
             held = {a.layer.name: a.layer for a in plan.arrays}
         else:
             build = ledger.load_build(cube)
             seal = ledger.sealed(build)
             if seal is None:
                 raise CubeError(f"{cube} is not finished: run cubes.write again before embedding")
-            plan, identity, store = ledger.build_plan(build), str(seal["tree_sha256"]), Path(cube)
+            identity = str(seal["tree_sha256"])
+            guard = opened.Guard.of(build, identity)
+            _refuse_lost(build, opened.lost(build))
+            ledger.refuse_broken(build)
+            written = frozenset(ledger.load_table(build).objects)
+            if ledger.sealed(build) != seal:
+                # replaced between the look at the seal and the guard's, which then knows only
+                # the new one
+                raise CubeError(f"{cube} was written anew while it was opened: embed it again")
+            plan = ledger.build_plan(build)
             held = {n: a.layer for n, a in ledger.build_arrays(build).items()}
             for name, row in held.items():
                 if name in contract.names and row.dtype != plan.array(name).layer.dtype:
@@ -89,7 +105,9 @@ class CubeReader:
             clocks={g: d for g, d in clocks.items() if g in _clocks(agreed.held.values(), clocks)},
             pairs=pairs,
             track=track,
-            store=store,
+            build=build,
+            guard=guard,
+            written=written,
             cube=cube if isinstance(cube, xr.DataTree) else None,
         )
 
@@ -125,15 +143,50 @@ class CubeReader:
         return dict(metadata.geo_attributes(self.geobox))
 
     def read(self, rows: slice, columns: slice) -> Source:
-        """Return the stored numbers of a part of the cube."""
+        """Return the stored numbers of a part of the cube.
+
+        Raises
+        ------
+        CubeError
+            The store was written anew since it was opened, or lost objects.
+        """
+        self._check()
         held = self.agreed.held
-        return Source(stored={n: self._layer(r, rows, columns) for n, r in held.items()})
+        try:
+            stored = {n: self._layer(r, rows, columns) for n, r in held.items()}
+        except Exception:
+            self._check()  # where the store was replaced meanwhile, that is why
+            raise
+        # again: what was replaced or lost during the read lies in the numbers, as another cube's
+        # pixels or as nodata
+        self._check()
+        if self.build is not None:
+            _refuse_lost(self.build, self._lost(self.build, rows, columns))
+        return Source(stored=stored)
+
+    def _lost(self, build: ledger.Build, rows: slice, columns: slice) -> list[str]:
+        """Return the keys of objects of a part of the cube that were written and are gone."""
+        arrays = ledger.build_arrays(build)
+        keys = {
+            array.key(block, row, column)
+            for array in (arrays[name] for name in self.agreed.held)
+            for block in range(-(-array.steps // array.steps_per_shard))
+            for row in range(rows.start // array.shard[-2], -(-rows.stop // array.shard[-2]))
+            for column in range(
+                columns.start // array.shard[-1], -(-columns.stop // array.shard[-1])
+            )
+        }
+        return sorted(k for k in keys & self.written if not (build.store / k).is_file())
+
+    def _check(self) -> None:
+        if self.guard is not None:
+            self.guard.check()
 
     def _layer(self, row: Layer, rows: slice, columns: slice) -> Array:
-        if self.store is not None:
+        if self.build is not None:
             import zarr
 
-            array = zarr.open_array(self.store, path=row.name, mode="r", zarr_format=3)
+            array = zarr.open_array(self.build.store, path=row.name, mode="r", zarr_format=3)
             values = np.asarray(array[..., rows, columns])
         else:
             assert self.cube is not None
@@ -170,6 +223,15 @@ class CubeReader:
             picked[self.pairs < 0] = row.nodata
             return picked
         return np.ascontiguousarray(values)
+
+
+def _refuse_lost(build: ledger.Build, gone: Sequence[str]) -> None:
+    """Raise CubeError if objects are gone that were written: they would read as nodata."""
+    if gone:
+        raise CubeError(
+            f"{build.store} lacks {len(gone)} objects that were written, first {gone[0]}; they "
+            "would be embedded as nodata. cubes.repair(store) makes them again"
+        )
 
 
 def _clocks(rows: Any, there: Mapping[str, Array]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -314,3 +315,122 @@ def test_a_store_of_working_numbers_is_refused(near: Any, land: ModuleType, tmp_
 def test_embedding_needs_no_evaluation() -> None:
     root = Path(__file__).parents[2] / "deepsentinel" / "embedding"
     assert not [p.name for p in root.glob("*.py") if "deepsentinel.evaluation" in p.read_text()]
+
+
+# -- a cube that is not, or no longer, what its seal says ---------------------------------------
+
+
+def _shards(store: Path) -> list[Path]:
+    return [p for p in sorted(store.glob("s2/reflectance/c/**/*")) if p.is_file()]
+
+
+def test_a_lost_object_of_the_cube_is_never_nodata(near: Any, wide: Path, tmp_path: Path) -> None:
+    cube = tmp_path / "cube.zarr"
+    shutil.copytree(wide, cube)
+    encoder = Encoder.of(near, cube)
+    encoder.reader.read(slice(0, 64), slice(0, 64))
+    lost = _shards(cube)[0]
+    lost.unlink()
+    key = str(lost.relative_to(cube))
+    with pytest.raises(CubeError, match=rf"lacks 1 objects.*{key}.*cubes\.repair"):
+        encoder.reader.read(slice(0, 64), slice(0, 64))  # lost since it was opened
+    for out in (None, tmp_path / "e.zarr"):
+        with pytest.raises(CubeError, match=rf"lacks 1 objects.*{key}.*cubes\.repair"):
+            embed(near, cube, out, dims=16)
+    assert not (tmp_path / "e.zarr").exists()
+
+
+def test_a_cube_whose_ledger_was_changed_is_not_embedded(
+    near: Any, wide: Path, tmp_path: Path
+) -> None:
+    cube = tmp_path / "cube.zarr"
+    shutil.copytree(wide, cube)
+    (cube / "__cubes__" / "valid.npz").write_bytes(b"")
+    with pytest.raises(CubeError, match=r"valid\.npz changed after the cube was sealed"):
+        embed(near, cube, dims=16)
+
+
+@pytest.mark.parametrize("moment", ["before", "while"])
+def test_a_cube_written_anew_is_not_read_under_its_old_name(
+    near: Any, land: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    cube = tmp_path / "cube.zarr"
+    land.write(cube, shape=(64, 64), seed=5)
+    reader = Encoder.of(near, cube).reader
+    real = zarr.open_array
+
+    def anew(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(zarr, "open_array", real)
+        cubes.write(land.landscape(shape=(64, 64), seed=6), cube, force=True)
+        return real(*args, **options)
+
+    if moment == "before":
+        cubes.write(land.landscape(shape=(64, 64), seed=6), cube, force=True)
+    else:
+        monkeypatch.setattr(zarr, "open_array", anew)
+    with pytest.raises(CubeError, match=r"was written anew since.* open it again"):
+        reader.read(slice(0, 64), slice(0, 64))
+
+
+def test_a_cube_repaired_meanwhile_is_still_the_same(
+    near: Any, land: ModuleType, tmp_path: Path
+) -> None:
+    tree, cube = land.landscape(shape=(64, 64), seed=5), tmp_path / "cube.zarr"
+    cubes.write(tree, cube)
+    reader = Encoder.of(near, cube).reader
+    name, part = "s2/reflectance", (slice(0, 64), slice(0, 64))
+    before = reader.read(*part).stored[name]
+    _shards(cube)[0].unlink()
+    assert cubes.repair(cube, source=tree).state == "sealed"
+    np.testing.assert_array_equal(reader.read(*part).stored[name], before)
+
+
+# -- damage of the embedding itself --------------------------------------------------------------
+
+
+def _flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_damage_of_the_same_size_is_mended_by_calling_again(
+    near: Any, wide: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "hurt.zarr"
+    shutil.copytree(made, path)
+    real, calls = embedstore.write_block, []
+
+    def counts(*args: Any) -> None:
+        calls.append(args[2].id)
+        assert not embedstore.sealed(path)  # a kill here leaves a store that says not finished
+        real(*args)
+
+    monkeypatch.setattr(embedstore, "write_block", counts)
+    _flip(path / "embeddings" / "c" / "0" / "0" / "0" / "1")  # at the edge: a part of a shard
+    embed(near, wide, path)
+    assert calls == ["0000-0001"]
+    for name in ("scales/c/0/0/1", "embeddings/c/0/0/0/1", "__embedding__/sealed.json"):
+        assert (path / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.parametrize("how", ["torn", "gone", "another"])
+def test_a_record_that_is_not_the_one_sealed_is_damage(
+    near: Any, wide: Path, made: Path, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "hurt.zarr"
+    shutil.copytree(made, path)
+    record = path / "__embedding__" / "blocks" / "0000-0001.json"
+    if how == "torn":
+        record.write_text(record.read_text()[:40])
+    elif how == "gone":
+        record.unlink()
+    else:
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"objects": {}}))
+    report = verify_embeddings(path)
+    assert report.state == "damaged"
+    assert all(key.startswith("__embedding__/") for key in report.damaged)
+    embed(near, wide, path)
+    assert verify_embeddings(path).state == "sealed"
+    name = "__embedding__/sealed.json"
+    assert (path / name).read_bytes() == (made / name).read_bytes()
