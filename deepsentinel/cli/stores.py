@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,36 @@ def add(command: Command) -> None:
 
 
 def _add_access(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--catalog", help="row that says what may be read (that of the plan)")
+    made.add_argument("--catalog", help="row that says what may be read (the one its plan names)")
     made.add_argument("--url", help="where the catalogue is, in place of its row's url")
 
 
-def _access(options: argparse.Namespace) -> Any:
+def _access(options: argparse.Namespace, store: Path, *, begun: bool) -> Any:
+    """Return who vouches for what a store's plan reads, None: the catalogue that it names."""
     import cubes
 
-    if options.catalog is None:
-        return None
-    return cubes.catalog(options.catalog, **({"url": options.url} if options.url else {}))
+    if options.url is None:
+        return None if options.catalog is None else cubes.catalog(options.catalog)
+    return cubes.catalog(options.catalog or _catalog(options.url, store, begun), url=options.url)
+
+
+def _catalog(url: str, store: Path, begun: bool) -> str:
+    """Return the name of the catalogue that a store's plan was made from.
+
+    That of the cube begun in the store's place, where `begun` and there is one.
+    """
+    import cubes
+    from cubes.store import swap
+
+    swap.settle(store)  # as the verbs do first: else there may be nothing at its path
+    plan = cubes.load_plan((swap.begun(store) if begun else None) or store)
+    name = plan.attrs.get("catalog")
+    if not name:
+        raise cubes.CubeError(
+            f"--url {url}: the plan of {store} names no catalogue that this could be the url of; "
+            "name one with --catalog, or leave --url out"
+        )
+    return str(name)
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -48,31 +69,49 @@ def _info(options: argparse.Namespace) -> int:
     code = 0
     for store in options.stores:
         verify: Any = cubes.verify
-        embedding = (store / embedstore.FOLDER).is_dir()
-        if embedding:
+        again = ""
+        if (store / embedstore.FOLDER).is_dir():
             import deepsentinel
 
             verify = embedstore.verify_embeddings
-            print(deepsentinel.open_embeddings(store, partial=True))
+            embedding = deepsentinel.open_embeddings(store, partial=True)
+            again = _embed_again(store, embedding)
+            print(embedding)
         else:
             print(cubes.open(store, partial=True))
         if options.verify or options.quick:
             report = verify(store, quick=not options.verify)
             by = "hash" if options.verify else "size"
-            print(_verdict(store, report, by, embedding=embedding))
+            print(_verdict(store, report, by, again))
             code = max(code, 0 if report.state == "sealed" else 1)
     return code
 
 
-def _verdict(store: Path, report: Any, by: str, *, embedding: bool) -> str:
-    """Return in words what a check found, and what to do about it."""
+def _embed_again(store: Path, embedding: Any) -> str:
+    """Return the command that makes an embedding whole: the one that it was written by."""
+    from deepsentinel.embedding import embedstore
+
+    plan, overlap = embedstore.read_plan(store), embedding.attrs["deepsentinel:overlap_px"]
+    return (
+        f"deepsentinel embed MODEL STORE {shlex.quote(str(store))} --dims {plan['dims']} "
+        f"--dtype {plan['dtype']} --overlap {overlap} (the model and the store it was made from)"
+    )
+
+
+def _verdict(store: Path, report: Any, by: str, again: str) -> str:
+    """Return in words what a check found, and what to do about it.
+
+    `again` makes an embedding whole; empty for a cube.
+    """
+    name = shlex.quote(str(store))
     if report.state == "sealed":
         return f"{store}: sealed; {report.reused:,} objects checked by {by}, all as recorded"
     if report.damaged:
         some = ", ".join(report.damaged[:5]) + (", ..." if len(report.damaged) > 5 else "")
-        do = "write it again (embed --force)" if embedding else f"deepsentinel repair {store}"
+        do = again or f"deepsentinel repair {name}"
         return f"{store}: {len(report.damaged):,} objects damaged or lost: {some}. Mend it: {do}"
-    return f"{store}: not finished ({report.state}). Go on: deepsentinel resume {store}"
+    resume = f"deepsentinel resume {name}"
+    return f"{store}: not finished ({report.state}). Go on: {again or resume}"
 
 
 def _repair(options: argparse.Namespace) -> int:
@@ -80,7 +119,7 @@ def _repair(options: argparse.Namespace) -> int:
 
     code = 0
     for store in options.stores:
-        report = cubes.repair(store, access=_access(options))
+        report = cubes.repair(store, access=_access(options, store, begun=False))
         print(report)
         code = max(code, 0 if report.state == "sealed" else 1)
     return code
@@ -91,7 +130,8 @@ def _resume(options: argparse.Namespace) -> int:
 
     code = 0
     for store in options.stores:
-        report = cubes.resume(store, access=_access(options), progress=progress("resume"))
+        access = _access(options, store, begun=True)
+        report = cubes.resume(store, access=access, progress=progress("resume"))
         print(report)
         code = max(code, 0 if report.state == "sealed" else 1)
     return code
