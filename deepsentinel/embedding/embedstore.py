@@ -216,8 +216,8 @@ def write_block(path: Path, target: Target, block: Block, values: Floats) -> Non
     import zarr
 
     for key in _keys(target.dtype, block):
-        # at the edges of the cube a block is a part of its shard, which Zarr would read first:
-        # damaged bytes would fail there
+        # at the edges of the cube a block is a part of its shard, of which Zarr reads the index
+        # before it writes: damage there would stop it
         (path / key).unlink(missing_ok=True)
     root: Any = zarr.open_group(path, mode="r+", zarr_format=3, use_consolidated=False)
     if target.dtype == "int8":

@@ -388,14 +388,20 @@ def test_a_cube_repaired_meanwhile_is_still_the_same(
 # -- damage of the embedding itself --------------------------------------------------------------
 
 
-def _flip(file: Path) -> None:
+def _flip(file: Path, place: float) -> None:
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[int(place * len(data))] ^= 1
     file.write_bytes(data)
 
 
+@pytest.mark.parametrize("place", [0.5, 0.999], ids=["numbers", "index"])
 def test_damage_of_the_same_size_is_mended_by_calling_again(
-    near: Any, wide: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    near: Any,
+    wide: Path,
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: float,
 ) -> None:
     path = tmp_path / "hurt.zarr"
     shutil.copytree(made, path)
@@ -407,7 +413,7 @@ def test_damage_of_the_same_size_is_mended_by_calling_again(
         real(*args)
 
     monkeypatch.setattr(embedstore, "write_block", counts)
-    _flip(path / "embeddings" / "c" / "0" / "0" / "0" / "1")  # at the edge: a part of a shard
+    _flip(path / "embeddings" / "c" / "0" / "0" / "0" / "1", place)
     embed(near, wide, path)
     assert calls == ["0000-0001"]
     for name in ("scales/c/0/0/1", "embeddings/c/0/0/0/1", "__embedding__/sealed.json"):
