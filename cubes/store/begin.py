@@ -59,14 +59,21 @@ def start(
 ) -> tuple[Build, bool]:
     """Return the store's build, and whether another cube lies there that it is to replace.
 
-    It is the one found if that is this plan's; where there is none it is started.
+    It is the one found if that is this plan's; where there is none it is started. With `force` one
+    whose ledger or plan is not what was written is replaced, as that of another plan is.
 
     Raises
     ------
     CubeError
-        Another cube lies there, and not `force`; no permission, or no place to switch them.
+        Another cube lies there, or what is left of one, and not `force`; no permission, or no
+        place to switch them.
     """
-    old = found(path)
+    try:
+        old, torn = found(path), False
+    except disk.Torn:
+        if not force:
+            raise
+        old, torn = None, True
     wanted_layout = layout or (old.layout if old and not force else Layout())
     plan = work.plan
     wanted = Build(
@@ -76,17 +83,28 @@ def start(
         span=work.spans(layouts.array_layouts(plan, wanted_layout), slots),
         source=work.name,
     )
-    if old is not None:
+    if old is not None or torn:
         same = ("plan_sha256", "layout", "source")
-        if all(getattr(old, n) == getattr(wanted, n) for n in same):
-            return old, False
-        if not force:
+        if old is not None and all(getattr(old, n) == getattr(wanted, n) for n in same):
+            if not force or _sound(old):
+                return old, False
+        elif old is not None and not force:
             raise CubeError(_refusal(old, wanted, plan))
         _check_writable(path.resolve().parent)
         swap.refuse_occupied(path)
         return wanted, True
     fresh(wanted, plan)
     return wanted, False
+
+
+def _sound(build: Build) -> bool:
+    """Return whether the plan and the ledger of a store are those that were written there."""
+    try:
+        # the file, not what this process remembers of it
+        ledger.read_plan(str(build.folder / "plan.json"), build.plan_sha256)
+        return not ledger.broken(build)
+    except CubeError:
+        return False
 
 
 def fresh(build: Build, plan: Plan) -> None:

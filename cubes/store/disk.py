@@ -16,6 +16,8 @@ from cubes.types import CubeError
 FOLDER = "__cubes__"
 PARTIAL = ".partial"
 """Ending of files being written; swept when the next writer starts."""
+MARK = "replaced"
+"""File in the ledger of a cube that goes once the other is in its place."""
 
 
 def store_path(store: str | os.PathLike[str]) -> Path:
@@ -33,6 +35,54 @@ def store_path(store: str | os.PathLike[str]) -> Path:
             "copy it whole (a sealed cube is plain files)"
         )
     return Path(text)
+
+
+def sibling(path: Path, ending: str) -> Path:
+    """Return the folder beside a store that is named after it."""
+    whole = path.resolve()
+    return whole.with_name(whole.name + ending)
+
+
+def aside(path: Path) -> Path:
+    """Return where the cube at `path` waits to be removed once another is in its place."""
+    return sibling(path, ".old")
+
+
+def marked(path: Path) -> bool:
+    """Return whether the cube at `path` is one that is replaced."""
+    return (path / FOLDER / MARK).exists()
+
+
+def cut_short(path: Path) -> bool:
+    """Return whether a switch ended between two renames: nothing is at `path`, the old one aside.
+
+    A folder of that name without the mark is somebody's own.
+    """
+    return not path.exists() and marked(aside(path))
+
+
+class Torn(CubeError):
+    """A file that says what a store is cannot be read any more."""
+
+
+@contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say of a file that is gone, cut off or not ours what mends that, while it is read.
+
+    Raises
+    ------
+    Torn
+        In place of the error of the reader.
+    """
+    try:
+        yield
+    except CubeError:
+        raise
+    except (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Torn(
+            f"{path} is gone, cut off or not what was written ({type(error).__name__}); restore "
+            "it from a copy, or write the cube again with force=True"
+        ) from error
 
 
 def check_key(key: str) -> str:

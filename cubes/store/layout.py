@@ -310,6 +310,14 @@ class Cells:
         down, across = self.per_patch
         return slice(r0 * down, r1 * down), slice(c0 * across, c1 * across)
 
+    def by_patch(self, counts: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Return sums over the cells of each patch, (..., rows, columns) of patches."""
+        down, across = self.per_patch
+        rows, columns = counts.shape[-2] // down, counts.shape[-1] // across
+        shape = (*counts.shape[:-2], rows, down, columns, across)
+        summed: npt.NDArray[np.int64] = counts.reshape(shape).sum(axis=(-3, -1), dtype=np.int64)
+        return summed
+
     def count(self, good: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
         """Return the valid numbers of each cell of a patch.
 

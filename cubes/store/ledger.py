@@ -40,16 +40,17 @@ import numpy.typing as npt
 from cubes.store.disk import FOLDER as FOLDER
 from cubes.store.disk import PARTIAL as PARTIAL
 from cubes.store.disk import check_key as check_key
+from cubes.store.disk import cut_short as cut_short
 from cubes.store.disk import file_sha256 as file_sha256
 from cubes.store.disk import lock as lock
 from cubes.store.disk import sha256 as sha256
 from cubes.store.disk import store_path as store_path
 from cubes.store.disk import sweep as sweep
 from cubes.store.disk import sync_folder as sync_folder
+from cubes.store.disk import whole as whole
 from cubes.store.disk import write_atomic as write_atomic
 from cubes.store.layout import (
     ArrayLayout,
-    Cells,
     Region,
     array_layouts,
     cells,
@@ -95,15 +96,19 @@ class Build:
         return self.store / FOLDER
 
 
-@lru_cache(maxsize=8)
-def _plan_of(path: str, sha256: str) -> Plan:
-    plan = Plan.from_json(Path(path).read_text(encoding="utf-8"))
+def read_plan(path: str, sha256: str) -> Plan:
+    """Return the plan in a file, after checking its hash."""
+    with whole(path):
+        plan = Plan.from_json(Path(path).read_text(encoding="utf-8"))
     if plan.sha256 != sha256:
         raise CubeError(
             f"{path} is not the plan that this store was started with (hash {plan.sha256[:12]}, "
             f"recorded {sha256[:12]}); restore the file, or write the cube again with force=True"
         )
     return plan
+
+
+_plan_of = lru_cache(maxsize=8)(read_plan)
 
 
 def build_plan(build: Build) -> Plan:
@@ -127,11 +132,11 @@ def load_build(store: str | os.PathLike[str]) -> Build:
     Raises
     ------
     CubeError
-        No such folder; not a cube; written by a newer version.
+        No such folder; not a cube, or no longer; written by a newer version.
     """
     path = store_path(store)
     file = path / FOLDER / "build.json"
-    if not path.exists() and path.with_name(f"{path.name}.old").exists():
+    if cut_short(path):
         raise CubeError(
             f"{path} was being replaced when that was cut short between two renames; "
             "cubes.resume(store) puts the new cube there"
@@ -142,20 +147,18 @@ def load_build(store: str | os.PathLike[str]) -> Build:
         raise CubeError(
             f"{path} is not a cube written by cubes.write: it has no {FOLDER}/build.json"
         )
-    body = json.loads(file.read_text(encoding="utf-8"))
-    if body["format"] > FORMAT_VERSION:
-        raise CubeError(
-            f"{path} has store format {body['format']}; this version of cubes reads up to "
-            f"{FORMAT_VERSION}: upgrade deepsentinel"
+    with whole(file):
+        body = json.loads(file.read_text(encoding="utf-8"))
+        if body["format"] > FORMAT_VERSION:
+            raise CubeError(
+                f"{path} has store format {body['format']}; this version of cubes reads up to "
+                f"{FORMAT_VERSION}: upgrade deepsentinel"
+            )
+        names = ("plan_sha256", "span", "source")
+        layout = Layout(**body["layout"])
+        return Build(
+            store=path, layout=layout, id=body.get("id", ""), **{n: body[n] for n in names}
         )
-    return Build(
-        store=path,
-        plan_sha256=body["plan_sha256"],
-        layout=Layout(**body["layout"]),
-        span=body["span"],
-        source=body["source"],
-        id=body.get("id", ""),
-    )
 
 
 def save_build(build: Build, plan: Plan) -> None:
@@ -306,8 +309,9 @@ def _sealed_table(build: Build, arrays: Mapping[str, ArrayLayout]) -> Table | No
     out = Table()
     try:
         with (
-            np.load(build.folder / "table.npz") as saved,
-            np.load(build.folder / "valid.npz") as counts,
+            # through memory: of a torn file numpy leaves the handle open
+            np.load(io.BytesIO((build.folder / "table.npz").read_bytes())) as saved,
+            np.load(io.BytesIO((build.folder / "valid.npz").read_bytes())) as counts,
         ):
             out.done = set(saved["regions"].tolist())
             shas = [row.tobytes().hex() for row in saved["object_sha256"]]
@@ -405,7 +409,8 @@ def sealed(build: Build) -> dict[str, Any] | None:
     path = build.folder / "sealed.json"
     if not path.exists():
         return None
-    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    with whole(path):
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return body
 
 
@@ -449,10 +454,12 @@ def refuse_broken(build: Build) -> None:
     """Raise CubeError if the ledger is not the one that was sealed."""
     wrong = broken(build)
     if wrong:
+        # not by a repair: how the cube lies in its objects is not known then
+        anew = f"{FOLDER}/build.json" in wrong
+        way = "writing it again with force=True" if anew else "cubes.repair(store)"
         raise CubeError(
             f"{build.store}: {', '.join(wrong)} changed after the cube was sealed, so its hash "
-            "proves nothing; cubes.repair(store) makes the cube again from its sources, or take a "
-            "fresh copy of it"
+            f"proves nothing; {way} makes the cube again from its sources, or take a fresh copy"
         )
 
 
@@ -483,15 +490,6 @@ def valid_fractions(
     out = {}
     for name in arrays if layers is None else layers:
         parts = cells(arrays[name])
-        counts, numbers = (_by_patch(v, parts) for v in (table.valid[name], parts.numbers))
+        counts, numbers = (parts.by_patch(v) for v in (table.valid[name], parts.numbers))
         out[name] = (counts / numbers).astype(np.float32)
     return out
-
-
-def _by_patch(counts: npt.NDArray[Any], parts: Cells) -> npt.NDArray[np.int64]:
-    """Return sums over the cells of each patch, (..., rows, columns) of patches."""
-    down, across = parts.per_patch
-    rows, columns = counts.shape[-2] // down, counts.shape[-1] // across
-    shape = (*counts.shape[:-2], rows, down, columns, across)
-    summed: npt.NDArray[np.int64] = counts.reshape(shape).sum(axis=(-3, -1), dtype=np.int64)
-    return summed

@@ -14,7 +14,7 @@ import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from cubes.store import ledger, metadata
+from cubes.store import disk, ledger, metadata
 from cubes.store.layout import ArrayLayout, array_layouts
 from cubes.store.ledger import Build
 from cubes.types import CubeError, Layout, Plan
@@ -46,7 +46,7 @@ class Guard:
             if self._mark(self.store) == self.mark:
                 return
             now = ledger.sealed(ledger.load_build(self.store))
-        except FileNotFoundError:
+        except (FileNotFoundError, disk.Torn):
             now = None
         if now is None or now["tree_sha256"] != self.tree_sha256:
             raise CubeError(

@@ -14,37 +14,25 @@ import shutil
 from pathlib import Path
 
 from cubes.store import disk
+from cubes.store.disk import MARK, aside
 from cubes.types import CubeError
-
-MARK = "replaced"
-"""File in the ledger of a cube that goes once the other is in its place."""
 
 
 def beside(path: Path) -> Path:
     """Return where a cube is built that takes the place of the one at `path`."""
-    return _sibling(path, ".new")
-
-
-def aside(path: Path) -> Path:
-    """Return where the old cube waits to be removed."""
-    return _sibling(path, ".old")
-
-
-def _sibling(path: Path, ending: str) -> Path:
-    whole = path.resolve()
-    return whole.with_name(whole.name + ending)
+    return disk.sibling(path, ".new")
 
 
 def begun(path: Path) -> Path | None:
     """Return the cube being built to take the place of the one at `path`, if there is one."""
     new = beside(path)
-    return new if (new / disk.FOLDER / "build.json").exists() and not _marked(new) else None
+    return new if (new / disk.FOLDER / "build.json").exists() and not disk.marked(new) else None
 
 
 def settle(path: Path) -> None:
-    """Bring to its end a switch that was cut short between two renames: nothing is at `path`."""
+    """Bring to its end a switch that was cut short between two renames."""
     new, old = beside(path), aside(path)
-    if not path.exists() and _marked(old):
+    if disk.cut_short(path):
         whole = new if (new / disk.FOLDER / "sealed.json").exists() else old
         with disk.lock(whole):
             whole.rename(path)
@@ -59,7 +47,7 @@ def clear(path: Path) -> None:
     """
     (path / disk.FOLDER / MARK).unlink(missing_ok=True)
     for gone in (beside(path), aside(path)):
-        if _marked(gone):
+        if disk.marked(gone):
             _remove(gone)
 
 
@@ -86,10 +74,6 @@ def switch(path: Path) -> None:
         new.rename(path)
     disk.sync_folder(path.parent)
     _remove(old)
-
-
-def _marked(path: Path) -> bool:
-    return (path / disk.FOLDER / MARK).exists()
 
 
 def _remove(path: Path) -> None:

@@ -52,9 +52,10 @@ def write(
     progress : bool or callable, optional
         True draws a bar on standard error; a callable gets (done, total, what).
     force : bool
-        Replace a cube of another plan or layout that lies in `store`. The new one is built beside
-        it (``<store>.new``, so there must be room for both) and takes its place once it is whole:
-        until then, and if its source fails, the old one stays as it is.
+        Replace a cube of another plan or layout that lies in `store`, or one whose plan or ledger
+        is not what was written; a sound one of the same plan is left alone. The new one is built
+        beside it (``<store>.new``, so there must be room for both) and takes its place once it is
+        whole: until then, and if its source fails, the old one stays as it is.
 
     Returns
     -------
@@ -408,8 +409,9 @@ def repair(
     began = time.monotonic()
     path = ledger.store_path(store)
     swap.settle(path)
-    build = ledger.load_build(path)
+    ledger.load_build(path)  # not a cube: say so before a lock is put there
     with begin.writing(path):
+        build = ledger.load_build(path)  # again: until the lock another cube may have come here
         ledger.sweep(path)
         found = verify(store)
         bad = set(found.damaged)
