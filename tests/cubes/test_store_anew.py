@@ -86,7 +86,7 @@ def test_force_builds_anew_what_contradicts_itself(
             verb(path)
     seen = []
 
-    def look(*_: Any) -> None:
+    def look(done: int, total: int, what: str) -> None:
         seen.append(swap.beside(path).exists())
 
     report = store.write(plan, path, layout=LAYOUT, force=True, progress=look)
