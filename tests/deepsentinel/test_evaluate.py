@@ -353,7 +353,8 @@ def test_the_untrained_model_is_the_trained_one_before_its_first_step(
     before = land.model(fields["train"], seed=5).state_dict()
     again = random_like(model, 0).state_dict()
     assert all(torch.equal(before[name], again[name]) for name in before)
-    assert embedding_meta(model, Options()) == {"dims": 64, "dtype": "int8", "measured": 40}
+    # Five statistics for each of the nine channels over dates; every one of them is read out.
+    assert embedding_meta(model, Options()) == {"dims": 64, "dtype": "int8", "measured": 5 * 9}
 
 
 def test_progress_tells_of_both_passes(config: Any, parts: dict[str, Any]) -> None:
