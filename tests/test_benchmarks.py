@@ -100,7 +100,8 @@ def test_start_commands_run() -> None:
 # ------------------------------------------------------------------------------------------ open
 
 
-def test_open_thousand_items_bar() -> None:
+@pytest.mark.alone
+def test_open_thousand_items_bar(figure: Any) -> None:
     """1,000 items x 12 bands under 2 s, at most one task per step, band and source block.
 
     Processor seconds of the one thread that works: on an idle machine they are the seconds. A
@@ -117,6 +118,8 @@ def test_open_thousand_items_bar() -> None:
     chunks, opens = 1000 * 12, 1000 + 12
     assert opening.tasks(cube) <= 2 * chunks + opens
     assert opening.tasks(cube) <= chunks * (opening.EDGE // 512) ** 2
+    figure("1,000 items x 12 bands to a lazy cube, processor s, best of 3", min(spent), "2")
+    figure("its tasks", opening.tasks(cube), f"{chunks * (opening.EDGE // 512) ** 2}")
     assert min(spent) < 2.0, spent
 
 
@@ -156,6 +159,7 @@ takes the best of several, is met by noise."""
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_build_bar(archives: Path, tmp_path: Path, figure: Any) -> None:
     """At least as fast as odc-stac, in either chunking, and stackstac: median of paired ratios."""
@@ -174,6 +178,7 @@ def test_build_bar(archives: Path, tmp_path: Path, figure: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_stream_bars(tmp_path: Path, figure: Any) -> None:
     """At least 20 times xbatcher over dask, and half of what Blosc alone can do from memory.

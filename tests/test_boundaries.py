@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,8 +239,9 @@ def test_modules_are_not_too_long(root: Path, package: str) -> None:
     assert not long, f"over 500 lines, which noun is missing? {long}"
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("package", ["cubes", "deepsentinel", "deepsentinel.cli"])
-def test_import_is_light(package: str) -> None:
+def test_import_is_light(package: str, figure: Any) -> None:
     code = (
         "import json, sys, time; start = time.perf_counter(); "
         f"import {package}; seconds = time.perf_counter() - start; "
@@ -254,10 +256,12 @@ def test_import_is_light(package: str) -> None:
         loaded = [name for name in LIGHT if name in modules]
         assert not loaded, f"import {package} loads {loaded}"
         best = min(best, seconds)
+    figure(f"import {package}, seconds, best of 3", best, "1")
     assert best < 1.0, f"import {package} takes {best:.2f} s"
 
 
-def test_help_is_quick() -> None:
+@pytest.mark.alone
+def test_help_is_quick(figure: Any) -> None:
     best = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -266,5 +270,6 @@ def test_help_is_quick() -> None:
             capture_output=True, text=True, check=True, timeout=60,
         )  # fmt: skip
         best = min(best, time.perf_counter() - start)
+    figure("deepsentinel --help, seconds, best of 3", best, "0.6")
     assert "demo" in run.stdout
     assert best < 0.6, f"deepsentinel --help takes {best:.2f} s"
