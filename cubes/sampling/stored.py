@@ -23,7 +23,8 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -171,7 +172,7 @@ class StoredArray:
         self.path, self._store, self._recorded = str(path), store, recorded
         self.stamp = None if store is None else store.stamp
         try:
-            text = Path(path, "zarr.json").read_bytes()
+            text = self._text()
         except FileNotFoundError as error:
             raise CubeError(
                 f"there is no Zarr array at {path}: was the store moved or rewritten?"
@@ -200,6 +201,9 @@ class StoredArray:
         self.chunk_bytes = int(np.prod(self.chunk)) * self.dtype.itemsize
         self._per = tuple(s // c for s, c in zip(self.shard, self.chunk, strict=True))
         self._zarr: zarr.Array[Any] | None = None
+
+    def _text(self) -> bytes:
+        return Path(self.path, "zarr.json").read_bytes()
 
     def _four(self, values: Sequence[int]) -> tuple[int, int, int, int]:
         four = [1, 1, 1, 1]
@@ -260,6 +264,10 @@ class StoredArray:
             "run cubes.verify on it, then cubes.repair"
         )
 
+    def unit(self, key: tuple[int, ...], items: Sequence[Item]) -> Callable[[], None]:
+        """Return the call that fills `items`, see `run`; a remote array begins to fetch for it."""
+        return partial(self.run, key, items)
+
     def run(self, key: tuple[int, ...], items: Sequence[Item]) -> None:
         """Check and decode inner chunks of one shard into their destinations.
 
@@ -272,24 +280,38 @@ class StoredArray:
         touched = 0
         if shard is not None:
             shard.ask(number for number, _, _ in items)
-        for number, dest, copies in items:
-            offset, size = (shards.ABSENT, 0) if shard is None else shard.index[number]
+        for item in items:
+            offset, size = (shards.ABSENT, 0) if shard is None else shard.index[item[0]]
             if shard is None or offset == shards.ABSENT:
-                for target, _ in [(dest, ())] if dest is not None else copies:
-                    target[...] = self.fill_value
+                self.put(item, None)
                 continue
             touched += size
-            out = dest if dest is not None else _scratch(self.chunk_bytes)
             try:
-                shards.decode(shard.view[offset : offset + size], out, checked=self._checked)
+                self.put(item, shard.view[offset : offset + size])
             except shards.Damaged as error:
-                raise self.damaged(key, str(error), number) from error
-            if copies:
-                pixels = out.view(self.dtype).reshape(self.chunk[1:])
-                for target, part in copies:
-                    target[...] = pixels[part]
+                raise self.damaged(key, str(error), item[0]) from error
         if shard is not None:
             MAPS.touch(shard, touched)
+
+    def put(self, item: Item, data: memoryview | None) -> None:
+        """Check and decode one inner chunk into its destinations; None: nothing was written.
+
+        Raises
+        ------
+        Damaged
+            The bytes are not those written.
+        """
+        _, dest, copies = item
+        if data is None:
+            for target, _ in [(dest, ())] if dest is not None else copies:
+                target[...] = self.fill_value
+            return
+        out = dest if dest is not None else _scratch(self.chunk_bytes)
+        shards.decode(data, out, checked=self._checked)
+        if copies:
+            pixels = out.view(self.dtype).reshape(self.chunk[1:])
+            for target, part in copies:
+                target[...] = pixels[part]
 
     @property
     def fill_value(self) -> Any:
@@ -318,16 +340,23 @@ class StoredArray:
         self.unchanged()
         for key in touched:  # afterwards: zarr-python takes absence for nodata
             name = self.object(key)
-            if name is not None and not Path(name).exists():
+            if name is not None and not self._there(name):
                 raise self.damaged(key, "an object that was written is lost")
 
     def _pixels(self, step: int, y: slice, x: slice) -> np.ndarray:
         import zarr
 
         if self._zarr is None:
-            self._zarr = zarr.open_array(self.path, mode="r")
+            self._zarr = zarr.open_array(self._source(), mode="r")
         where: dict[int, Any] = {0: step, 1: slice(None), 2: y, 3: x}
         return np.asarray(self._zarr[tuple(where[slot] for slot in self._axes)])
+
+    def _source(self) -> Any:
+        """Return what zarr-python opens the array from."""
+        return self.path
+
+    def _there(self, name: str) -> bool:
+        return Path(name).exists()
 
     def _bad(self, step: int, keys: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         """Return the first of some objects that does not decode at `step`."""
@@ -366,6 +395,7 @@ class SealedStore:
     """A store as this process found it sealed; its arrays are opened once."""
 
     __slots__ = ("_arrays", "identity", "path", "seal", "stamp")
+    stamp: tuple[Any, ...]
 
     def __init__(self, path: str) -> None:
         self.path, self.seal = path, Path(path, ledger.FOLDER, "sealed.json")
@@ -384,7 +414,7 @@ class SealedStore:
             Its ``zarr.json`` is not the one that was planned on (`identity`, its sha256).
         """
         if path not in self._arrays:
-            array = StoredArray(path, self, recorded)
+            array = self._open(path, recorded)
             if array.identity != identity:
                 raise CubeError(
                     f"{path}/zarr.json is not the one these samples were planned on: run "
@@ -392,6 +422,9 @@ class SealedStore:
                 )
             self._arrays[path] = array
         return self._arrays[path]
+
+    def _open(self, path: str, recorded: np.ndarray | None) -> StoredArray:
+        return StoredArray(path, self, recorded)
 
 
 _SEALED: OrderedDict[str, SealedStore] = OrderedDict()

@@ -94,7 +94,7 @@ class Work:
     def _cut(self, array: StoredArray, key: tuple[int, ...], items: list[Item]) -> None:
         n = max(1, UNIT_BYTES // array.chunk_bytes)
         for i in range(0, len(items), n):
-            self.units.append(partial(array.run, key, items[i : i + n]))
+            self.units.append(array.unit(key, items[i : i + n]))
 
     def done(self) -> list[Callable[[], None]]:
         """Return the units; each may run in any thread, in any order."""
