@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 from cubes.reading.access import redact
+from cubes.reading.opener import RETRYABLE
 from cubes.store import ledger
 from cubes.types import CubeError
 
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
+
+
+_STATUS = re.compile(r"status code: (\d{3})")
+
+
+class Passing(Exception):
+    """A request failed in a way that may pass by itself."""
+
+
+class Altered(Exception):
+    """An object is not the one whose tag was given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Some bytes of an object."""
+
+    data: memoryview
+    size: int
+    """Of the whole object."""
+    tag: str | None
+    """The object's strong entity tag, if the server gives one."""
 
 
 class Remote(Protocol):
@@ -154,6 +179,59 @@ class Cloud:
         except Exception as error:
             raise self._failed("read", key, error) from None
 
+    async def part(
+        self, key: str, *, span: tuple[int, int] | int | None = None, tag: str | None = None
+    ) -> Part:
+        """Return bytes of an object, in one request that is not tried again.
+
+        Parameters
+        ----------
+        key : str
+            Which object.
+        span : (int, int) or int, optional
+            First byte and one past the last, or how many from the end; all of it by default.
+        tag : str, optional
+            The object must still have this tag.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        Altered
+            It is another one by now.
+        Passing
+            Worth another try: no connection, a server in trouble, an answer cut short.
+        CubeError
+            Refused, or anything else that stays.
+        """
+        wanted: Any = {"suffix": span} if isinstance(span, int) else span
+        options = {"range": wanted, "if_match": tag}
+        faults = _obstore().exceptions
+        try:
+            found = await _obstore().get_async(
+                self._store, key, options={k: v for k, v in options.items() if v is not None}
+            )
+            data = memoryview(await found.bytes_async())
+        except FileNotFoundError:
+            raise
+        except faults.PreconditionError:
+            raise Altered(key) from None
+        except faults.GenericError as error:
+            said = str(error)
+            status = _STATUS.search(said)
+            if int(status[1]) not in RETRYABLE if status else "partial" in said.lower():
+                raise self._failed("read", key, error) from None
+            raise Passing(_first(error)) from None
+        except Exception as error:
+            raise self._failed("read", key, error) from None
+        size, now = int(found.meta["size"]), found.meta["e_tag"]
+        if tag is not None and now is not None and now != tag:
+            raise Altered(key)  # a server that does not know If-Match
+        low, high = found.range
+        if len(data) != high - low or (isinstance(span, tuple) and (low, high) != span):
+            raise Passing(f"the answer has {len(data)} bytes")
+        return Part(data=data, size=size, tag=None if str(now or "W/").startswith("W/") else now)
+
     def put(self, key: str, data: bytes | Path) -> None:
         """Write an object whole; large files in parts."""
         try:
@@ -191,17 +269,22 @@ class Cloud:
         return ObjectStore(self._at(key), read_only=True)
 
     def _failed(self, verb: str, key: str, error: Exception) -> CubeError:
-        # obstore's errors show requests and responses in full, over many lines
-        reason = redact(str(error)).strip().splitlines()[0][:300] if str(error) else ""
         return CubeError(
-            f"cannot {verb} {self.url}/{key}: {type(error).__name__}: {reason}. Check the bucket, "
-            "the credentials (environment or options=) and, where the reader pays, requester_pays"
+            f"cannot {verb} {self.url}/{key}: {type(error).__name__}: {_first(error)}. Check the "
+            "bucket, the credentials (environment or options=) and, where the reader pays, "
+            "requester_pays"
         )
+
+
+def _first(error: Exception) -> str:
+    """Return what an error says: obstore's show requests and responses in full, over many lines."""
+    return redact(str(error)).strip().splitlines()[0][:300] if str(error) else ""
 
 
 def _obstore() -> Any:
     try:
         import obstore
+        import obstore.exceptions
         import obstore.store
     except ImportError:
         raise CubeError("object stores need obstore: pip install 'deepsentinel[cloud]'") from None
@@ -212,6 +295,7 @@ def _options(url: str, options: dict[str, Any], requester_pays: bool | str) -> d
     """Return keyword arguments of obstore's ``from_url``."""
     scheme = urlsplit(url).scheme
     client = dict(options.pop("client_options", {}))
+    retries = options.pop("retry_config", None)
     if requester_pays:
         if scheme in ("s3", "s3a"):
             options["request_payer"] = True
@@ -232,4 +316,6 @@ def _options(url: str, options: dict[str, Any], requester_pays: bool | str) -> d
         out["config"] = options
     if client:
         out["client_options"] = client
+    if retries is not None:
+        out["retry_config"] = retries
     return out

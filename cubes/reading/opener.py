@@ -344,7 +344,7 @@ def with_dataset(
         except (OSError, RasterioError, CPLE_BaseError) as error:
             if opened is not None:
                 opened.dataset.close()
-            attempts = attempts or _Attempts(asset=asset, where=where(), ends=_budget())
+            attempts = attempts or _Attempts(asset=asset, where=where(), ends=deadline())
             attempts.failed(error, logged, access)
         else:
             _pool.give(key, opened)
@@ -353,6 +353,6 @@ def with_dataset(
             gate.heard.reset(token)
 
 
-def _budget() -> float:
+def deadline() -> float:
     """Return when retries end; counted from the first failure."""
     return time.monotonic() + float(os.environ.get("CUBES_READ_BUDGET", BUDGET))

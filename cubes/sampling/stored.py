@@ -456,16 +456,26 @@ def sealed_store(path: str, identity: str) -> SealedStore:
             while len(_SEALED) > STORES:
                 _SEALED.popitem(last=False)
     except FileNotFoundError as error:
-        raise CubeError(
-            f"{path} is not sealed any more: it was moved, or is being written again; finish it "
-            "with cubes.write, then call cubes.plan again"
-        ) from error
+        raise unsealed(path) from error
     if found.identity != identity:
-        raise CubeError(
-            f"{path} is not the store these samples were planned on: it was written again since "
-            f"(sealed {found.identity[:12]}, planned {identity[:12]}); call cubes.plan again"
-        )
+        raise another(path, found.identity, identity)
     return found
+
+
+def unsealed(path: str) -> CubeError:
+    """Return the error of a store that has lost its seal."""
+    return CubeError(
+        f"{path} is not sealed any more: it was moved, or is being written again; finish it "
+        "with cubes.write, then call cubes.plan again"
+    )
+
+
+def another(path: str, found: str, planned: str) -> CubeError:
+    """Return the error of a store that is sealed, and not the one that was planned on."""
+    return CubeError(
+        f"{path} is not the store these samples were planned on: it was written again since "
+        f"(sealed {found[:12]}, planned {planned[:12]}); call cubes.plan again"
+    )
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
