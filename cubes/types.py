@@ -378,13 +378,22 @@ class Window:
     size: int = 256
     """Edge in pixels."""
     stride: int | None = None
-    """Distance between windows; None: `size` (patch-aligned, no overlap)."""
+    """Distance between windows, or cells; None: their edge (patch-aligned, no overlap)."""
+    within: int | None = None
+    """Edge in pixels of a cell in which the window lies anywhere: where is drawn each epoch."""
+    crops: int = 1
+    """Windows in each cell, each a sample; they share dates, and what is decoded."""
     dates: int = 12
     """Dates kept per stack axis; fewer where a period holds fewer (the rest is padding)."""
     period: str | None = None
     """Length of a sample in time, e.g. ``180D``; None takes the whole cube."""
     step: str | None = None
     """Distance between periods; None: `period`."""
+
+    @property
+    def cell(self) -> int:
+        """Edge in pixels of what a sample may read of: `within`, or the window itself."""
+        return self.size if self.within is None else self.within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

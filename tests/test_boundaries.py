@@ -53,7 +53,8 @@ CUBES: dict[str, tuple[str, ...]] = {
     "fields": ("vectors", "polygons", "extract"),
     "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering"),
     "sampling": (
-        "pool", "stored", "stream", "index", "sampleset", "splits", "samples", "stats", "withhold",
+        "pool", "stored", "stream", "index", "draws", "tables", "sampleset", "splits", "samples",
+        "stats", "withhold",
     ),
     "": (),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,6 +91,23 @@ class StoreIndex:
         """Return easting and northing (float64, CRS units) of pixel corners."""
         a, b, c, d, e, f = self.transform
         return a * x + b * y + c, d * x + e * y + f
+
+    def lonlat(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return (n, 2) float64 degrees of pixel corners."""
+        return np.stack(_to_lonlat(self.crs).transform(*self.corner(y, x)), axis=1)
+
+
+_local = threading.local()
+
+
+def _to_lonlat(crs: str) -> Any:
+    """Return this thread's own transformer to degrees: pyproj's are not safe in several."""
+    from pyproj import Transformer
+
+    made: dict[str, Any] = _local.__dict__.setdefault("made", {})
+    if crs not in made:
+        made[crs] = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    return made[crs]
 
 
 def days_since(times: Iterable[Any]) -> np.ndarray:

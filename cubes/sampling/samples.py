@@ -10,8 +10,9 @@ import numpy as np
 import xarray as xr
 
 from cubes.sampling.index import StoreIndex, fractions, index, length
-from cubes.sampling.sampleset import Samples, Table
+from cubes.sampling.sampleset import Samples
 from cubes.sampling.splits import split
+from cubes.sampling.tables import Table, concat
 from cubes.types import CubeError, Window
 
 __all__ = ["Samples", "plan", "split"]
@@ -55,7 +56,8 @@ def plan(
         is not sealed or lacks objects.
     """
     window = Window() if window is None else window
-    _check_window(window, min_valid)
+    _check_window(window)
+    _check_share("min_valid", min_valid)
     gap = None if max_gap is None else length("max_gap", max_gap, "3D")
     paths = [stores] if isinstance(stores, str | Path) else list(stores)
     if not paths:
@@ -66,10 +68,10 @@ def plan(
         table, masks = _plan_store(store, window, number, (min_valid, gap), counts)
         tables.append(table)
         usable.append(masks)
-    table = _concat(tables, sorted({k for s in indexes for k in s.days}))
+    table = concat(tables, sorted({k for s in indexes for k in s.days}))
     if not len(table.id):
         raise CubeError(
-            f"no sample left: {counts['windows']:,} windows of {window.size} px, "
+            f"no sample left: {counts['windows']:,} windows of {window.cell} px, "
             f"{counts['valid']:,} with a date of each sensor at min_valid={min_valid}, "
             f"{counts['near']:,} with S1 and S2 within max_gap={max_gap}; lower min_valid, "
             "raise max_gap (None asks for any date), or take a longer period"
@@ -77,13 +79,37 @@ def plan(
     return Samples(indexes, window, seed=seed, table=table, usable=usable)
 
 
-def _check_window(window: Window, min_valid: float) -> None:
-    if window.size < 1 or window.dates < 1:
-        raise CubeError(f"Window(size={window.size}, dates={window.dates}): both are at least 1")
+def _check_window(window: Window) -> None:
+    numbers = {k: getattr(window, k) for k in ("size", "stride", "within", "crops", "dates")}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or int(value) != value):
+            raise CubeError(f"Window({name}={value!r}): a whole number")
+    if window.size < 1 or window.dates < 1 or window.crops < 1:
+        raise CubeError(
+            f"Window(size={window.size}, dates={window.dates}, crops={window.crops}): each is at "
+            "least 1"
+        )
     if window.stride is not None and window.stride < 1:
-        raise CubeError(f"Window(stride={window.stride}): at least 1 pixel, or None for the size")
-    if not 0 <= min_valid <= 1:
-        raise CubeError(f"min_valid={min_valid} is a fraction between 0 and 1")
+        raise CubeError(
+            f"Window(stride={window.stride}): windows of {window.cell} px would overlap by "
+            f"{window.cell - window.stride} px, which is not less than their edge; take a stride "
+            "of at least 1 pixel, or None for no overlap"
+        )
+    if window.within is not None and window.within < window.size:
+        raise CubeError(
+            f"Window(size={window.size}, within={window.within}): a window cannot leave its cell; "
+            f"take within={window.size} or more, such as {2 * window.size}"
+        )
+    if window.crops > 1 and window.within is None:
+        raise CubeError(
+            f"Window(crops={window.crops}): of what? Give within, the edge of the cell that they "
+            f"lie in, such as within={2 * window.size}"
+        )
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise CubeError(f"{name}={value} is a fraction between 0 and 1")
 
 
 @lru_cache(maxsize=64)
@@ -116,11 +142,12 @@ def _plan_store(
     counts: dict[str, int],
 ) -> tuple[Table, dict[str, np.ndarray]]:
     min_valid, gap = rules
-    size, stride = window.size, window.stride or window.size
+    size, stride = window.cell, window.stride or window.cell
     if size > min(store.shape):
+        name = "size" if window.within is None else "within"
         raise CubeError(
             f"a window of {size} px is larger than {store.path} ({store.shape[0]} x "
-            f"{store.shape[1]} px): choose Window(size={min(store.shape)}) or less"
+            f"{store.shape[1]} px): choose Window({name}={min(store.shape)}) or less"
         )
     height, width = store.shape
     place = _windows((("y", height, size, stride), ("x", width, size, stride)))
@@ -143,7 +170,7 @@ def _plan_store(
         keeps.append(keep)
         pieces.append(ranges)
         clear.append(_clear(store, place, size, (masks, ranges)))
-    return _table(store, number, place, (pieces, keeps, clear), size), {
+    return _table(store, number, place, (pieces, keeps, clear), window), {
         c: np.packbits(m, axis=1) for c, m in usable.items()
     }
 
@@ -241,16 +268,13 @@ def _table(
     number: int,
     place: np.ndarray,
     found: tuple[list[dict[str, tuple[int, int]]], list[np.ndarray], list[dict[str, np.ndarray]]],
-    size: int,
+    window: Window,
 ) -> Table:
-    from pyproj import Transformer
-
     pieces, keeps, clear = found
-    rows = [np.flatnonzero(k).astype(np.int32) for k in keeps]
+    # the crops of a cell come one after another: its number is theirs divided by their count
+    rows = [np.repeat(np.flatnonzero(k).astype(np.int32), window.crops) for k in keeps]
     windows = np.concatenate(rows) if rows else np.empty(0, np.int32)
-    easting, northing = store.corner(place[:, 0] + size / 2, place[:, 1] + size / 2)
-    to_lonlat = Transformer.from_crs(store.crs, "EPSG:4326", always_xy=True)
-    lonlat = np.stack(to_lonlat.transform(easting, northing), axis=1)
+    lonlat = store.lonlat(place[:, 0] + window.cell / 2, place[:, 1] + window.cell / 2)
     return Table(
         store=np.full(len(windows), number, np.int32),
         window=windows,
@@ -271,30 +295,4 @@ def _table(
             for c in clear[0]
         },
         lonlat=lonlat[windows],
-    )
-
-
-def _concat(tables: Sequence[Table], clocks: Sequence[str]) -> Table:
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(t, name) for t in tables])
-
-    total = sum(len(t.id) for t in tables)
-    none = {c: [np.zeros((len(t.id), 2), np.int32) for t in tables] for c in clocks}
-    return Table(
-        store=column("store"),
-        window=column("window"),
-        y=column("y"),
-        x=column("x"),
-        id=np.arange(total, dtype=np.int64),
-        ranges={
-            c: np.concatenate([t.ranges.get(c, z) for t, z in zip(tables, none[c], strict=True)])
-            for c in clocks
-        },
-        clear={
-            c: np.concatenate(
-                [t.clear.get(c, np.full(len(t.id), np.nan, np.float32)) for t in tables]
-            )
-            for c in sorted({c for t in tables for c in t.clear})
-        },
-        lonlat=column("lonlat"),
     )

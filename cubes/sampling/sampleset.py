@@ -8,53 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cubes.sampling import pool, stored, stream
+from cubes.sampling.draws import offset, salt, spread, uniform
 from cubes.sampling.index import StoreIndex, common_layers, instant
+from cubes.sampling.tables import Table
 from cubes.types import CubeError, Layer, Window
 
 Read = dict[str, np.ndarray]
 """Name -> array with the samples along the first axis; see `Samples.read`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """The columns of samples; every array has one entry per sample."""
-
-    store: np.ndarray
-    """int32, number of the store."""
-    window: np.ndarray
-    """int32, row of the store's usable steps."""
-    y: np.ndarray
-    x: np.ndarray
-    """int32, upper left pixel."""
-    id: np.ndarray
-    """int64, number in the plan; kept by subsets, so that dates do not depend on a split."""
-    ranges: Mapping[str, np.ndarray]
-    """Clock -> (n, 2) int32, first step and one past the last; 0, 0 where the cube lacks it."""
-    clear: Mapping[str, np.ndarray]
-    """Clock -> (n,) float32 mean share of clear pixels over the usable dates; NaN without."""
-    lonlat: np.ndarray
-    """(n, 2) float64, degrees, centre of the window."""
-
-    def take(self, rows: np.ndarray) -> Table:
-        """Return some rows."""
-        return Table(
-            store=self.store[rows],
-            window=self.window[rows],
-            y=self.y[rows],
-            x=self.x[rows],
-            id=self.id[rows],
-            ranges={k: v[rows] for k, v in self.ranges.items()},
-            clear={k: v[rows] for k, v in self.clear.items()},
-            lonlat=self.lonlat[rows],
-        )
 
 
 class Samples:
@@ -174,8 +141,9 @@ class Samples:
         Returns
         -------
         pandas.DataFrame
-            Columns ``id, store, aoi, crs, y, x`` (upper left pixel), ``left, bottom, right, top``
-            (CRS units), ``lon, lat`` (centre), ``start, end`` (UTC, first and last step in range)
+            Columns ``id, store, aoi, crs, y, x`` (upper left pixel of the window, or of the cell
+            that it is drawn in), ``left, bottom, right, top`` (CRS units), ``lon, lat`` (centre)
+            of the same, ``start, end`` (UTC, first and last step in range),
             ``<clock>_dates``, the number of usable dates, and where the sensor has such a mask
             ``<clock>_clear``, the mean share of clear pixels over those dates.
         """
@@ -201,9 +169,12 @@ class Samples:
         return pd.DataFrame(columns)
 
     def bounds(self) -> np.ndarray:
-        """Return (n, 4) float64 left, bottom, right, top of each window in its cube's CRS."""
+        """Return (n, 4) float64 left, bottom, right, top of each window in its cube's CRS.
+
+        Of its cell, where it is drawn in one: what a sample may ever read.
+        """
         out = np.empty((len(self), 4))
-        size = self.window.size
+        size = self.window.cell
         for s, rows in self._by_store():
             y, x = self._table.y[rows], self._table.x[rows]
             x0, y0 = self.stores[s].corner(y, x)
@@ -278,9 +249,38 @@ class Samples:
         edges = np.arange(k + 1) * len(steps) // k
         draw: Any = 0.5
         if epoch is not None:
-            draw = uniform((self.seed, epoch, int(self._table.id[row]), _salt(clock)), k)
+            cell = int(self._table.id[row]) // self.window.crops  # whose crops share their dates
+            draw = uniform((self.seed, epoch, cell, salt(clock)), k)
         chosen: np.ndarray = steps[edges[:-1] + (draw * np.diff(edges)).astype(np.intp)]
         return chosen
+
+    def places(self, rows: Any, *, epoch: int | None = 0) -> np.ndarray:
+        """Return the upper left pixel of each window: a pure function of (seed, epoch, sample).
+
+        Parameters
+        ----------
+        rows
+            Integer positions, (n,).
+        epoch
+            None spreads the crops of a cell evenly over it, the same every time.
+
+        Returns
+        -------
+        numpy.ndarray
+            (n, 2) int64 y, x.
+        """
+        rows, window = self._checked(rows), self.window
+        corners = np.stack([self._table.y[rows], self._table.x[rows]], axis=1).astype(np.int64)
+        room = window.cell - window.size
+        if room:
+            drawn, ids = salt("crop"), self._table.id[rows].tolist()
+            corners += [
+                spread(i % window.crops, window.crops, room)
+                if epoch is None
+                else offset((self.seed, epoch, i, drawn), room)
+                for i in ids
+            ] or np.empty((0, 2), np.int64)
+        return corners
 
     def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return name -> (shape without the sample axis, dtype) of all that `read` returns."""
@@ -379,11 +379,12 @@ class Samples:
                 out[name][...] = np.nan
             elif name.endswith(("/present", "/track_of_date")):
                 out[name][...] = 0 if name.endswith("/present") else -1
-        for i, row in enumerate(int(r) for r in rows):
-            number, y, x = int(t.store[row]), int(t.y[row]), int(t.x[row])
+        corners = self.places(rows, epoch=epoch)
+        out["place"][...] = np.column_stack([t.store[rows], corners, t.id[rows]])
+        out["lonlat"][...] = self._lonlat(rows, corners)
+        for i, (row, (y, x)) in enumerate(zip(rows.tolist(), corners.tolist(), strict=True)):
+            number = int(t.store[row])
             store = self.stores[number]
-            out["place"][i] = number, y, x, t.id[row]
-            out["lonlat"][i] = t.lonlat[row]
             picks = {c: self.dates(row, c, epoch=epoch) for c in store.days}
             for clock, steps in picks.items():
                 out[f"{clock}/days"][i, : len(steps)] = store.days[clock][steps]
@@ -410,6 +411,16 @@ class Samples:
                     dest[len(steps) :] = self._nodata(name)
                 work.add(array, steps.tolist(), y, x, dest[: len(steps)])
         return work.done()
+
+    def _lonlat(self, rows: np.ndarray, corners: np.ndarray) -> np.ndarray:
+        """Return (n, 2) float64 degrees, the centre of each window."""
+        out: np.ndarray = self._table.lonlat[rows]
+        if self.window.within is not None:
+            numbers, centres = self._table.store[rows], corners + self.window.size / 2
+            for s in np.unique(numbers):
+                mine = numbers == s
+                out[mine] = self.stores[s].lonlat(*centres[mine].T)
+        return out
 
     def _nodata(self, name: str) -> float:
         nodata = self.layers[name].nodata
@@ -452,30 +463,3 @@ class Samples:
                     f"out[{name!r}] must be {dtype} {(n, *shape)}, C-contiguous; got {found}: "
                     "use Samples.empty"
                 )
-
-
-@lru_cache(maxsize=64)
-def _salt(clock: str) -> int:
-    return int.from_bytes(hashlib.sha256(clock.encode()).digest()[:8], "little")
-
-
-def uniform(key: tuple[int, ...], n: int) -> np.ndarray:
-    """Return `n` float64 in [0, 1) that are a pure function of `key` (splitmix64 finaliser).
-
-    The same on every machine and NumPy version, and 20 times quicker to begin than a Generator.
-    """
-    state = 0x9E3779B97F4A7C15
-    for part in key:
-        state = _mix((state ^ (part & (2**64 - 1))) + 0x9E3779B97F4A7C15 & (2**64 - 1))
-    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(state)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = (z ^ (z >> np.uint64(31))) >> np.uint64(11)
-    result: np.ndarray = z.astype(np.float64) * 2.0**-53
-    return result
-
-
-def _mix(z: int) -> int:
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
-    return z ^ (z >> 31)

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from cubes.sampling.draws import uniform
 from cubes.sampling.index import length
-from cubes.sampling.sampleset import Samples, uniform
+from cubes.sampling.sampleset import Samples
 from cubes.types import CubeError
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}

@@ -172,19 +172,25 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the batches of an epoch (of this rank)."""
-        each = self.batch_size * self.stream.world
-        whole, rest = divmod(len(self.samples), each)
+        crops = self.samples.window.crops
+        each = self.batch_size * self.stream.world // crops
+        whole, rest = divmod(len(self.samples) // crops, each)
         return whole + (not self.stream.drop_last and rest > self.stream.rank)
 
     def rows(self, step: int) -> np.ndarray:
         """Return the positions of the samples of batch `step` of this epoch and rank, (B,)."""
-        each = self.batch_size * self.stream.world
-        mine = self._order()[step * each : (step + 1) * each]
+        crops = self.samples.window.crops
+        each = self.batch_size * self.stream.world // crops
+        cells = self._order()[step * each : (step + 1) * each]
         # Striding gives every rank a share of the last, smaller batch too.
-        return mine[self.stream.rank :: self.stream.world]
+        mine = cells[self.stream.rank :: self.stream.world]
+        # The crops of a cell stay together: what they share is decoded once a batch.
+        rows: np.ndarray = (mine[:, None] * crops + np.arange(crops)).reshape(-1)
+        return rows
 
     def _order(self) -> np.ndarray:
-        n = len(self.samples)
+        """Return the order of this epoch, (cells,): of samples, or runs of a cell's crops."""
+        n = len(self.samples) // self.samples.window.crops
         if not self.stream.shuffle:
             return np.arange(n)
         key = (self.seed, self.epoch, n, self.batch_size)
@@ -372,6 +378,7 @@ def _check(samples: Samples, batch_size: int, workers: int, how: Stream) -> None
         raise CubeError(f"rank {how.rank} of {how.world}: from 0 to world - 1")
     if not len(samples):
         raise CubeError("there are no samples to load")
+    _check_crops(samples, batch_size)
     if how.drop_last and len(samples) < batch_size * how.world:
         raise CubeError(
             f"{len(samples)} samples do not fill one batch of {batch_size} x {how.world} ranks: "
@@ -381,6 +388,24 @@ def _check(samples: Samples, batch_size: int, workers: int, how: Stream) -> None
         raise CubeError(
             f"workers cannot start by {how.context!r}: a forked process inherits the locks of "
             "threads that no longer run, and hangs; use 'forkserver' (or 'spawn')"
+        )
+
+
+def _check_crops(samples: Samples, batch_size: int) -> None:
+    crops = samples.window.crops
+    if batch_size % crops:
+        less = batch_size // crops * crops
+        fit = f"{less} or {less + crops}" if less else str(crops)
+        raise CubeError(
+            f"batch_size={batch_size} would part the {crops} crops of a cell, which are decoded "
+            f"together: take a multiple of {crops}, such as {fit}"
+        )
+    cells = samples.ids // crops
+    whole = len(cells) % crops == 0 and (cells.reshape(-1, crops) == cells[::crops, None]).all()
+    if not whole:
+        raise CubeError(
+            f"these samples do not hold all {crops} crops of a cell one after another: take whole "
+            "cells of a plan, or plan with Window(crops=1)"
         )
 
 

@@ -20,7 +20,8 @@ from cubes import CubeError, Layout, Window, plan, split
 from cubes.sampling import index as indexes
 from cubes.sampling import pool as pools
 from cubes.sampling import stored as stores
-from cubes.sampling.sampleset import Samples, uniform
+from cubes.sampling.draws import uniform
+from cubes.sampling.sampleset import Samples
 from cubes.sampling.splits import leaks
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))

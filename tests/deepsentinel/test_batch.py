@@ -141,6 +141,46 @@ def test_ranks_share_out_every_sample(samples: Samples) -> None:
     assert sorted(chain(*chain(*parts))) == list(range(11))
 
 
+@pytest.fixture(scope="module")
+def crops(cube: Any) -> Samples:
+    """Four crops in each of nine cells, that lie across patches."""
+    return plan(cube[0], Window(size=32, within=96, stride=80, crops=4, dates=3), min_valid=0)
+
+
+def test_crops_of_a_cell_stay_together(crops: Samples) -> None:
+    assert len(crops) == 9 * 4
+    one = loader(crops, 8, drop_last=False, seed=1)
+    for _ in range(2):
+        batches = ids(one)
+        assert [len(b) for b in batches] == [8, 8, 8, 8, 4]
+        assert sorted(chain(*batches)) == list(range(36))
+        for batch in batches:
+            cells = np.array(batch).reshape(-1, 4)
+            assert (cells == cells[:, :1] + np.arange(4)).all()
+            assert (cells[:, 0] % 4 == 0).all()
+    one.set_epoch(0)
+    whole = ids(one)
+    ranks = [ids(loader(crops, 4, drop_last=False, seed=1, rank=r, world=2)) for r in range(2)]
+    assert [len(r) for r in ranks] == [len(loader(crops, 4, drop_last=False, rank=r, world=2))
+                                       for r in range(2)]  # fmt: skip
+    for step, batch in enumerate(whole):
+        assert sorted(chain(*(r[step] for r in ranks if step < len(r)))) == sorted(batch)
+    workers = loader(crops, 8, drop_last=False, seed=1, workers=1)
+    one.set_epoch(0)
+    assert passes(workers, 1) == passes(one, 1)
+    workers.close()
+
+
+def test_crops_need_whole_cells(crops: Samples) -> None:
+    with pytest.raises(CubeError, match=r"would part the 4 crops.*such as 4 or 8"):
+        loader(crops, 6)
+    with pytest.raises(CubeError, match="multiple of 4, such as 4$"):
+        loader(crops, 3)
+    with pytest.raises(CubeError, match="do not hold all 4 crops"):
+        loader(crops.take(np.arange(2, 10)), 4)
+    assert len(loader(crops.take(np.arange(8, 20)), 4)) == 3
+
+
 @pytest.mark.parametrize("at", [0, 1, 3, 4, 6])
 def test_resume_is_exact(samples: Samples, reference: list[Any], at: int) -> None:
     flat = list(chain(*reference))
