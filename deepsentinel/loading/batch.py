@@ -95,7 +95,7 @@ class Stream:
     threads: int = 2
     """Decoding threads; with workers shared out among them, at least one each."""
     prefetch: int = 2
-    """Batches decoded ahead; memory is (prefetch + 2) batches, per worker with workers."""
+    """Batches decoded ahead, of each worker; `Loader.memory` is what they take."""
     context: Literal["forkserver", "spawn"] = "forkserver"
     """How worker processes start; never fork."""
     timeout: float = 300.0
@@ -176,6 +176,19 @@ class Loader:
         each = self.batch_size * self.stream.world // crops
         whole, rest = divmod(len(self.samples) // crops, each)
         return whole + (not self.stream.drop_last and rest > self.stream.rank)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the buffers that batches are decoded into, at most while none is kept.
+
+        ``prefetch + 2`` batches (``+ 3`` on the way to a GPU), with workers ``workers * prefetch
+        + 2`` in memory that all processes share. Batches that the caller keeps add their
+        own; mapped files are page cache, of which up to a gigabyte counts as resident.
+        """
+        cuda = self.device is not None and self.device.type == "cuda"
+        extra = int(cuda and not self.workers)
+        ahead = max(self.workers, 1) * self.stream.prefetch
+        return (ahead + 2 + extra) * Ring(self.samples, self.batch_size).size
 
     def rows(self, step: int) -> np.ndarray:
         """Return the positions of the samples of batch `step` of this epoch and rank, (B,)."""
