@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from cubes.sampling.tables import Table, concat
 from cubes.types import CubeError, Window
 
 __all__ = ["Samples", "plan", "split"]
+
+BLOCK = 2**20
+"""Pairs of a window and a step that are judged at a time: some arrays of 8 MB, where 250,000
+windows of 150 dates took 300 MB each."""
 
 
 def plan(
@@ -151,28 +156,66 @@ def _plan_store(
         )
     height, width = store.shape
     place = _windows((("y", height, size, stride), ("x", width, size, stride)))
+    ranges = _periods(store, window)
+    n = max(1, BLOCK // max((len(d) for d in store.days.values()), default=1))
+    found = [
+        _judge(store, place[i : i + n], size, ranges, (min_valid, gap))
+        for i in range(0, len(place), n)
+    ]
+    for name in counts:
+        counts[name] += sum(f.counts[name] for f in found)
+    keeps = np.concatenate([f.keep for f in found], axis=1)
+    clear = {c: np.concatenate([f.clear[c] for f in found], axis=1) for c in found[0].clear}
+    return _table(store, number, place, (ranges, keeps, clear), window), {
+        c: np.concatenate([f.usable[c] for f in found]) for c in store.days
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """What the ledger's counts say of some windows."""
+
+    usable: dict[str, np.ndarray]
+    """Clock -> (window, step) bool, packed along the steps."""
+    keep: np.ndarray
+    """(period, window) bool."""
+    clear: dict[str, np.ndarray]
+    """Clock -> (period, window) float32 mean share of its ``clear`` mask over usable dates."""
+    counts: dict[str, int]
+
+
+def _judge(
+    store: StoreIndex,
+    place: np.ndarray,
+    size: int,
+    periods: list[dict[str, tuple[int, int]]],
+    rules: tuple[float, float | None],
+) -> _Judged:
+    min_valid, gap = rules
     usable = {c: _usable(store, c, place, size, min_valid) for c in store.days}
-    pieces, keeps, clear = [], [], []
-    for ranges in _periods(store, window):
+    both = gap is not None and {"s1", "s2"} <= set(usable)
+    if both:
+        apart = np.abs(store.days["s1"][:, None] - store.days["s2"][None, :])
+        close = within(apart, gap or 0).astype(np.float32)
+    counts = {"windows": len(place) * len(periods), "valid": 0, "near": 0}
+    keep = np.ones((len(periods), len(place)), bool)
+    for ranges, mine in zip(periods, keep, strict=True):
         masks = {c: usable[c][:, low:high] for c, (low, high) in ranges.items()}
         some = [m.any(axis=1) for m in masks.values()]
-        keep = np.ones(len(place), bool)
         if some:
-            keep = np.any(some, axis=0) if gap is None else np.all(some, axis=0)
-        counts["windows"] += len(place)
-        counts["valid"] += int(keep.sum())
-        if gap is not None and {"s1", "s2"} <= set(masks):
-            first, second = (store.days[c][slice(*ranges[c])] for c in ("s1", "s2"))
-            close = within(np.abs(first[:, None] - second[None, :]), gap)
-            near = masks["s1"].astype(np.float32) @ close.astype(np.float32)
-            keep &= ((near > 0) & masks["s2"]).any(axis=1)
-        counts["near"] += int(keep.sum())
-        keeps.append(keep)
-        pieces.append(ranges)
-        clear.append(_clear(store, place, size, (masks, ranges)))
-    return _table(store, number, place, (pieces, keeps, clear), window), {
-        c: np.packbits(m, axis=1) for c, m in usable.items()
-    }
+            mine[:] = np.any(some, axis=0) if gap is None else np.all(some, axis=0)
+        counts["valid"] += int(mine.sum())
+        if both:
+            (low, high), (first, last) = ranges["s1"], ranges["s2"]
+            near = masks["s1"].astype(np.float32) @ close[low:high, first:last]
+            mine &= ((near > 0) & masks["s2"]).any(axis=1)
+        counts["near"] += int(mine.sum())
+    return _Judged(
+        usable={c: np.packbits(m, axis=1) for c, m in usable.items()},
+        keep=keep,
+        clear=_clear(store, place, size, (usable, periods)),
+        counts=counts,
+    )
 
 
 def within(apart: np.ndarray, gap: float) -> np.ndarray:
@@ -224,16 +267,23 @@ def _clear(
     store: StoreIndex,
     place: np.ndarray,
     size: int,
-    masks: tuple[dict[str, np.ndarray], dict[str, tuple[int, int]]],
+    found: tuple[dict[str, np.ndarray], list[dict[str, tuple[int, int]]]],
 ) -> dict[str, np.ndarray]:
-    """Return clock -> (window,) mean share of its `clear` mask over the usable dates in range."""
+    """Return clock -> (period, window) mean share of its `clear` mask over the usable dates."""
+    usable, periods = found
     out = {}
     for name, entry in store.entries.items():
-        if entry.layer.variable == "clear" and entry.clock in masks[0] and entry.steps is None:
-            low, high = masks[1][entry.clock]
-            share = _share(store, name, place, size)[:, low:high]
-            ok = masks[0][entry.clock]
-            out[entry.clock] = (share * ok).sum(axis=1) / np.maximum(ok.sum(axis=1), 1)
+        clock = entry.clock
+        if entry.layer.variable == "clear" and clock in usable and entry.steps is None:
+            ends = np.array([p[clock] for p in periods]).T
+            share = np.where(usable[clock], _share(store, name, place, size), 0)
+            # sums up to each step: a period is a difference, and many overlap
+            shares, dates = (
+                np.pad(np.cumsum(v, axis=1), ((0, 0), (1, 0))) for v in (share, usable[clock])
+            )
+            low, high = ends
+            total, n = shares[:, high] - shares[:, low], dates[:, high] - dates[:, low]
+            out[clock] = (total / np.maximum(n, 1)).T.astype(np.float32)
     return out
 
 
@@ -267,7 +317,7 @@ def _table(
     store: StoreIndex,
     number: int,
     place: np.ndarray,
-    found: tuple[list[dict[str, tuple[int, int]]], list[np.ndarray], list[dict[str, np.ndarray]]],
+    found: tuple[list[dict[str, tuple[int, int]]], np.ndarray, dict[str, np.ndarray]],
     window: Window,
 ) -> Table:
     pieces, keeps, clear = found
@@ -291,8 +341,8 @@ def _table(
             for c in store.days
         },
         clear={
-            c: np.concatenate([m[c][r] for m, r in zip(clear, rows, strict=True)]).astype("f4")
-            for c in clear[0]
+            c: np.concatenate([m[r] for m, r in zip(share, rows, strict=True)])
+            for c, share in clear.items()
         },
         lonlat=lonlat[windows],
     )
