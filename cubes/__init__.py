@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cubes.places import patches, points
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
     from cubes.request import Request, open_aoi
+    from cubes.sampling.inflight import Storage
     from cubes.sampling.samples import Samples, plan, split
     from cubes.sampling.stats import stats
     from cubes.sampling.withhold import withhold
@@ -69,6 +70,7 @@ _HOMES = {
     "Report": "types",
     "Request": "request",
     "Samples": "sampling.samples",
+    "Storage": "sampling.inflight",
     "Window": "types",
     "add": "registry",
     "aoi": "grid:as_aoi",
@@ -120,6 +122,7 @@ __all__ = [
     "Report",
     "Request",
     "Samples",
+    "Storage",
     "Window",
     "add",
     "aoi",

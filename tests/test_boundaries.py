@@ -53,8 +53,8 @@ CUBES: dict[str, tuple[str, ...]] = {
     "fields": ("vectors", "polygons", "extract"),
     "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering"),
     "sampling": (
-        "pool", "stored", "stream", "index", "draws", "tables", "sampleset", "splits", "samples",
-        "stats", "withhold",
+        "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
+        "sampleset", "splits", "samples", "stats", "withhold",
     ),
     "": (),
 }  # fmt: skip
@@ -74,6 +74,7 @@ DEEPSENTINEL: dict[str, tuple[str, ...]] = {
         "folder",
         "train",
     ),
+    "measuring": ("codec", "steps", "device", "bench"),
     "evaluation": (
         "metrics",
         "baselines",

@@ -62,6 +62,18 @@ class Corpus:
         """Return the number of cubes."""
         return len(self.table)
 
+    @property
+    def places(self) -> list[str]:
+        """Where its cubes lie, in the order of the table: paths or URLs, as `cubes.plan` takes."""
+        if self.remote is None:
+            return [str(self.stores[name]) for name in self.table.index]
+        return [f"{self.remote.url}/cubes/{name}.zarr" for name in self.table.index]
+
+    @property
+    def access(self) -> Mapping[str, Any]:
+        """How it was opened: ``options`` and ``requester_pays``; may hold credentials."""
+        return {} if self.remote is None else self.remote.access
+
     def open(self, name: str, *, chunks: opened.Chunks = "stored") -> xr.DataTree:
         """Return one cube, lazy, as `cubes.open` does; reads its plan and no pixel.
 

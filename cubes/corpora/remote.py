@@ -47,6 +47,8 @@ class Remote(Protocol):
     """A flat space of objects under one URL."""
 
     url: str
+    access: Mapping[str, Any]
+    """``options`` and ``requester_pays`` it was opened with; may hold credentials."""
 
     def get(self, key: str) -> bytes:
         """Return an object; FileNotFoundError where there is none."""
@@ -110,6 +112,7 @@ class Folder:
     def __init__(self, path: str) -> None:
         self.root = Path(path)
         self.url = str(self.root)
+        self.access: Mapping[str, Any] = {}
 
     def get(self, key: str) -> bytes:
         """Return an object."""
@@ -155,6 +158,9 @@ class Cloud:
 
     def __init__(self, url: str, options: dict[str, Any], requester_pays: bool | str) -> None:
         self.url = redact(url)
+        self.access: Mapping[str, Any] = {
+            "options": dict(options), "requester_pays": requester_pays
+        }  # fmt: skip
         self._url, self._options = url, _options(url, options, requester_pays)
         self._store = self._at("")
         self._tags: dict[str, str] = {}
@@ -177,7 +183,7 @@ class Cloud:
         except FileNotFoundError:
             raise
         except Exception as error:
-            raise self._failed("read", key, error) from None
+            raise self.failed("read", key, error) from None
 
     async def part(
         self, key: str, *, span: tuple[int, int] | int | None = None, tag: str | None = None
@@ -220,10 +226,10 @@ class Cloud:
             said = str(error)
             status = _STATUS.search(said)
             if int(status[1]) not in RETRYABLE if status else "partial" in said.lower():
-                raise self._failed("read", key, error) from None
+                raise self.failed("read", key, error) from None
             raise Passing(_first(error)) from None
         except Exception as error:
-            raise self._failed("read", key, error) from None
+            raise self.failed("read", key, error) from None
         size, now = int(found.meta["size"]), found.meta["e_tag"]
         if tag is not None and now is not None and now != tag:
             raise Altered(key)  # a server that does not know If-Match
@@ -237,7 +243,7 @@ class Cloud:
         try:
             _obstore().put(self._store, key, data)
         except Exception as error:
-            raise self._failed("write", key, error) from None
+            raise self.failed("write", key, error) from None
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Return the size of every object under a prefix."""
@@ -248,7 +254,7 @@ class Cloud:
                     out[entry["path"]] = int(entry["size"])
                     self._tags[entry["path"]] = str(entry["e_tag"] or "").strip('"')
         except Exception as error:
-            raise self._failed("list", prefix, error) from None
+            raise self.failed("list", prefix, error) from None
         return out
 
     def same(self, key: str, path: Path, sha256: str) -> bool:
@@ -268,7 +274,8 @@ class Cloud:
 
         return ObjectStore(self._at(key), read_only=True)
 
-    def _failed(self, verb: str, key: str, error: Exception) -> CubeError:
+    def failed(self, verb: str, key: str, error: Exception) -> CubeError:
+        """Return the error that says where and why something cannot be read or written."""
         return CubeError(
             f"cannot {verb} {self.url}/{key}: {type(error).__name__}: {_first(error)}. Check the "
             "bucket, the credentials (environment or options=) and, where the reader pays, "

@@ -10,15 +10,17 @@ import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cubes import registry
-from cubes.sampling import stored
+from cubes.sampling import inflight, remote, stored
+from cubes.sampling.inflight import Storage
 from cubes.store import layout, ledger, opened
 from cubes.types import CubeError, Layer, Plan
 
@@ -43,7 +45,7 @@ class Entry:
     """Steps of the array."""
     recorded: np.ndarray | None
     """(step block, row, column) bool: which objects the ledger records, so that a lost one is not
-    taken for one that was all nodata; None: all of them."""
+    taken for one that was all nodata; None: all of them. On an object store int64, their sizes."""
     clock: str | None
     """Group whose dates pick the steps (``s1`` also for ``insar`` where the cube has both); None
     for tracks, years and static layers, which have no dates."""
@@ -74,6 +76,32 @@ class StoreIndex:
     """Clock -> (step,) float64 days since 2000-01-01, ascending."""
     track: np.ndarray | None
     """(step of s1,) int16: which plane of the per-track layers a date belongs to."""
+    storage: Storage | None = None
+    """How it is read, if `path` is the URL of a cube on an object store."""
+
+    @property
+    def folder(self) -> str:
+        """Folder of its metadata and ledger: its own, or a copy of what lies at the URL."""
+        if self.storage is None:
+            return self.path
+        return str(remote.ledger_of(self.path, self.storage, self.identity))
+
+    def open(self, batch: int = 0) -> stored.SealedStore:
+        """Return the store, after a look at its seal (see `stored`, and `remote` for URLs).
+
+        Parameters
+        ----------
+        batch
+            Bytes of one batch, which a cache must have room for.
+
+        Raises
+        ------
+        CubeError
+            The store was written again since, or is not sealed; a cache that cannot be used.
+        """
+        if self.storage is None:
+            return stored.sealed_store(self.path, self.identity)
+        return remote.sealed_store(self.path, self.identity, self.storage, batch)
 
     def array(self, name: str) -> stored.StoredArray:
         """Return a layer's array, open for reading.
@@ -84,8 +112,7 @@ class StoreIndex:
             The store was written again since, or is not sealed.
         """
         entry = self.entries[name]
-        store = stored.sealed_store(self.path, self.identity)
-        return store.array(entry.path, entry.identity, entry.recorded)
+        return self.open().array(entry.path, entry.identity, entry.recorded)
 
     def corner(self, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return easting and northing (float64, CRS units) of pixel corners."""
@@ -139,14 +166,35 @@ def length(name: str, value: Any, example: str) -> float:
     return days
 
 
-def index(store: str | os.PathLike[str]) -> StoreIndex:
+def index(store: str | os.PathLike[str], storage: Storage | None = None) -> StoreIndex:
     """Return what sampling needs to know of `store`: its plan, and what lies where; no pixel.
+
+    Parameters
+    ----------
+    store
+        A folder, or the URL of a cube on an object store; of that the ledger and the metadata are
+        fetched, and objects that were lost are found when they are read.
+    storage
+        How a URL is read.
 
     Raises
     ------
     CubeError
         No cube there, not sealed, objects lost, its ledger changed, or stored in working numbers.
     """
+    if not inflight.is_url(store):
+        return _index(store)
+    url, storage = os.fspath(store).rstrip("/"), storage or Storage()
+    inflight.kept(storage)
+    folder = remote.ledger_of(url, storage)
+    try:
+        found = _index(folder, url)
+    except CubeError as error:
+        raise CubeError(str(error).replace(str(folder), url)) from None
+    return replace(found, storage=storage)
+
+
+def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
     build = ledger.load_build(store)
     seal = ledger.sealed(build)
     if seal is None:
@@ -155,7 +203,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
             "samples on it"
         )
     ledger.refuse_broken(build)
-    gone = opened.lost(build)
+    gone = opened.lost(build) if url is None else ()
     if gone:
         raise CubeError(
             f"{build.store} lacks {len(gone)} objects that were written, first {gone[0]}: run "
@@ -164,7 +212,9 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
     plan = ledger.build_plan(build)
     axes = {(a.group, a.dim): a.coords for a in plan.axes}
     clocks = _clocks(axes)
-    recorded = _recorded(build, _table(str(build.store), str(seal["tree_sha256"])))
+    table = _table(str(build.store), str(seal["tree_sha256"]))
+    recorded = _recorded(build, table, np.dtype(bool if url is None else np.int64))
+    place = str(build.store) if url is None else url
     entries = {}
     for name, array in ledger.build_arrays(build).items():
         if array.lossless and array.layer.dtype != plan.array(name).layer.dtype:
@@ -180,7 +230,7 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
             steps = _pairs(axes, clocks, array.layer.group) if clock == "s1" else None
         entries[name] = Entry(
             layer=array.layer,
-            path=found.path,
+            path=f"{place}/{name}",
             identity=found.identity,
             length=array.steps,
             recorded=recorded[name],
@@ -191,9 +241,9 @@ def index(store: str | os.PathLike[str]) -> StoreIndex:
         )
     used = {e.clock for e in entries.values()}
     return StoreIndex(
-        path=str(build.store),
+        path=place,
         identity=str(seal["tree_sha256"]),
-        aoi=str(plan.attrs.get("aoi", build.store.stem)),
+        aoi=str(plan.attrs.get("aoi", Path(place).stem)),
         crs=str(plan.geobox.crs),
         shape=(int(plan.geobox.shape[0]), int(plan.geobox.shape[1])),
         transform=tuple(float(v) for v in tuple(plan.geobox.transform)[:6]),
@@ -276,22 +326,27 @@ def _table(path: str, identity: str) -> ledger.Table:
     return table
 
 
-def _recorded(build: ledger.Build, table: ledger.Table) -> dict[str, np.ndarray | None]:
-    """Return layer -> (step block, row, column) bool: the objects recorded; None where all are."""
+def _recorded(
+    build: ledger.Build, table: ledger.Table, dtype: np.dtype[Any]
+) -> dict[str, np.ndarray | None]:
+    """Return layer -> (step block, row, column): the objects recorded, or their sizes.
+
+    As bool None where all are.
+    """
     out: dict[str, np.ndarray | None] = {}
     arrays = ledger.build_arrays(build)
     every = {
-        name: np.zeros((-(-a.steps // a.steps_per_shard), *layout.patch_grid(a)), bool)
+        name: np.zeros((-(-a.steps // a.steps_per_shard), *layout.patch_grid(a)), dtype)
         for name, a in arrays.items()
     }
-    for key in table.objects:
+    for key, (_, size) in table.objects.items():
         name, _, place = key.partition("/c/")
         if name in every and place:
             numbers = [int(n) for n in place.split("/")]
             block = numbers[0] if arrays[name].layer.stack_dim else 0
-            every[name][block, numbers[-2], numbers[-1]] = True
+            every[name][block, numbers[-2], numbers[-1]] = size
     for name, found in every.items():
-        out[name] = None if found.all() else found
+        out[name] = None if dtype.kind == "b" and found.all() else found
     return out
 
 
@@ -307,8 +362,9 @@ def fractions(
     edges
         Layer -> edge of a cell in pixels.
     """
-    table = _table(store.path, store.identity)
-    arrays = ledger.build_arrays(ledger.load_build(store.path))
+    folder = store.folder
+    table = _table(folder, store.identity)
+    arrays = ledger.build_arrays(ledger.load_build(folder))
     shares, edges = {}, {}
     for name in names:
         parts = layout.cells(arrays[name])

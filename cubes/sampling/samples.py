@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
+from cubes.corpora.corpus import Corpus
 from cubes.sampling.index import StoreIndex, fractions, index, length
+from cubes.sampling.inflight import Storage
 from cubes.sampling.sampleset import Samples
 from cubes.sampling.splits import split
 from cubes.sampling.tables import Table, concat
@@ -24,12 +26,13 @@ windows of 150 dates took 300 MB each."""
 
 
 def plan(
-    stores: str | Path | Sequence[str | Path],
+    stores: str | Path | Sequence[str | Path] | Corpus,
     window: Window | None = None,
     *,
     max_gap: str | None = "3D",
     min_valid: float = 0.99,
     seed: int = 0,
+    storage: Storage | None = None,
 ) -> Samples:
     """Return the samples that cubes hold; reads coordinates and the ledger's counts, no pixel.
 
@@ -39,7 +42,8 @@ def plan(
     Parameters
     ----------
     stores
-        Paths of sealed cubes; they may differ in zone, shape, dates, and lack a sensor.
+        Paths of sealed cubes, or URLs where they lie on an object store, or a corpus; they may
+        differ in zone, shape, dates, and lack a sensor.
     window
         What one sample is; ``Window()`` by default.
     max_gap
@@ -53,21 +57,21 @@ def plan(
         out.
     seed
         Of the choice of dates.
+    storage
+        How URLs are read: credentials, requests in flight, a cache on a local disk. Of a corpus
+        that was opened from a URL, the options it was opened with are the default.
 
     Raises
     ------
     CubeError
         A window larger than a cube, no sample left, stores that do not fit together, or one that
-        is not sealed or lacks objects.
+        is not sealed or lacks objects; a corpus that was changed after it was published.
     """
     window = Window() if window is None else window
     _check_window(window)
     _check_share("min_valid", min_valid)
     gap = None if max_gap is None else length("max_gap", max_gap, "3D")
-    paths = [stores] if isinstance(stores, str | Path) else list(stores)
-    if not paths:
-        raise CubeError("no store given; pass one path or a list of them")
-    indexes = [index(p) for p in paths]
+    indexes = _indexes(stores, storage)
     tables, usable, counts = [], [], {"windows": 0, "valid": 0, "near": 0}
     for number, store in enumerate(indexes):
         table, masks = _plan_store(store, window, number, (min_valid, gap), counts)
@@ -82,6 +86,27 @@ def plan(
             "raise max_gap (None asks for any date), or take a longer period"
         )
     return Samples(indexes, window, seed=seed, table=table, usable=usable)
+
+
+def _indexes(
+    stores: str | Path | Sequence[str | Path] | Corpus, storage: Storage | None
+) -> list[StoreIndex]:
+    if not isinstance(stores, Corpus):
+        paths = [stores] if isinstance(stores, str | Path) else list(stores)
+        if not paths:
+            raise CubeError("no store given; pass one path or a list of them")
+        return [index(p, storage) for p in paths]
+    how = storage or Storage()
+    if not how.options:
+        how = replace(how, **stores.access)
+    found = [index(place, how) for place in stores.places]
+    for name, one in zip(stores.table.index, found, strict=True):
+        if one.identity != stores.table.loc[name, "tree_sha256"]:
+            raise CubeError(
+                f"{one.path} is not the cube in the table of corpus {stores.name!r}; it was "
+                "changed after that was made: open or make the corpus again"
+            )
+    return found
 
 
 def _check_window(window: Window) -> None:
@@ -250,7 +275,7 @@ def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.nda
     per_y, iy = _covered(place[:, 0], size, edges[name], shares[name].shape[1])
     per_x, ix = _covered(place[:, 1], size, edges[name], shares[name].shape[2])
     # (row of windows, cell row) @ (step, cell row, cell column) @ (cell column, column)
-    pixels = np.einsum("ri,sij,cj->src", per_y, shares[name], per_x, optimize=True)
+    pixels = per_y @ shares[name] @ per_x.T
     result: np.ndarray = pixels[:, iy, ix].T / size**2
     return result
 
@@ -260,7 +285,8 @@ def _covered(starts: np.ndarray, size: int, edge: int, cells: int) -> tuple[np.n
     distinct, inverse = np.unique(starts, return_inverse=True)
     low = np.arange(cells) * edge
     covered = np.minimum(low + edge, distinct[:, None] + size)
-    return np.maximum(covered - np.maximum(low, distinct[:, None]), 0), inverse
+    covered = np.maximum(covered - np.maximum(low, distinct[:, None]), 0)
+    return covered.astype(np.float32), inverse
 
 
 def _clear(
@@ -279,7 +305,8 @@ def _clear(
             share = np.where(usable[clock], _share(store, name, place, size), 0)
             # sums up to each step: a period is a difference, and many overlap
             shares, dates = (
-                np.pad(np.cumsum(v, axis=1), ((0, 0), (1, 0))) for v in (share, usable[clock])
+                np.pad(np.cumsum(v, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+                for v in (share, usable[clock])
             )
             low, high = ends
             total, n = shares[:, high] - shares[:, low], dates[:, high] - dates[:, low]

@@ -368,24 +368,24 @@ class Samples:
     ) -> list[Callable[[], None]]:
         """Fill the small columns of `out` and return the units of work that fill its pixels."""
         work, t = stream.Work(), self._table
-        # the one look at the seals: what is mapped already is read without another
-        opened = {
-            int(s): stored.sealed_store(self.stores[s].path, self.stores[s].identity)
-            for s in np.unique(t.store[rows])
-        }
+        opened = self._opened(rows, sum(array.nbytes for array in out.values()))
         present = [n for n in self.layers if n in out]
         for name in out:
             if name.endswith("/days"):
                 out[name][...] = np.nan
             elif name.endswith(("/present", "/track_of_date")):
                 out[name][...] = 0 if name.endswith("/present") else -1
+        last, picks = (-1, -1), dict[str, np.ndarray]()
         corners = self.places(rows, epoch=epoch)
         out["place"][...] = np.column_stack([t.store[rows], corners, t.id[rows]])
         out["lonlat"][...] = self._lonlat(rows, corners)
         for i, (row, (y, x)) in enumerate(zip(rows.tolist(), corners.tolist(), strict=True)):
             number = int(t.store[row])
             store = self.stores[number]
-            picks = {c: self.dates(row, c, epoch=epoch) for c in store.days}
+            cell = number, int(t.id[row]) // self.window.crops
+            if cell != last:  # its crops share their dates
+                picks = {c: self.dates(row, c, epoch=epoch) for c in store.days}
+                last = cell
             for clock, steps in picks.items():
                 out[f"{clock}/days"][i, : len(steps)] = store.days[clock][steps]
                 out[f"{clock}/present"][i, : len(steps)] = True
@@ -411,6 +411,11 @@ class Samples:
                     dest[len(steps) :] = self._nodata(name)
                 work.add(array, steps.tolist(), y, x, dest[: len(steps)])
         return work.done()
+
+    def _opened(self, rows: np.ndarray, batch: int) -> dict[int, stored.SealedStore]:
+        """Return the stores of a batch: the one look at the seals, before anything is read."""
+        numbers = np.unique(self._table.store[rows]).tolist()
+        return {s: self.stores[s].open(batch) for s in numbers}
 
     def _lonlat(self, rows: np.ndarray, corners: np.ndarray) -> np.ndarray:
         """Return (n, 2) float64 degrees, the centre of each window."""
