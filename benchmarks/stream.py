@@ -15,7 +15,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -179,35 +178,9 @@ def race(path: Path, *, size: int, batch: int = 4, rounds: int = 2) -> Race:
 
 def codec(where: Race, threads: int) -> Callable[[], None]:
     """Return the limit: the same chunks from memory, Blosc alone, into reused buffers."""
-    from numcodecs import blosc
+    from deepsentinel.measuring import codec as measuring
 
-    jobs: list[tuple[bytes, int]] = []
-    size = where.samples.window.size
-    table = where.samples.table()
-    for row in where.rows.tolist():
-        for name in where.samples.layers:
-            array = where.samples.stores[0].array(name)
-            place = (int(table.y[row]) // size, int(table.x[row]) // size)
-            for step in where.steps(row, name):
-                shard = array.map((step // array.shard[0], 0, *place))
-                assert shard is not None
-                offset, length = shard.index[step % array.shard[0]]
-                jobs.append((bytes(shard.view[offset : offset + length - 4]), array.chunk_bytes))
-
-    def work(mine: Sequence[tuple[bytes, int]]) -> None:
-        buffer = np.empty(max(n for _, n in mine), np.uint8)
-        views = {n: buffer[:n] for _, n in mine}
-        for data, n in mine:
-            blosc.decompress(data, views[n])
-
-    def run() -> None:
-        crew = [threading.Thread(target=work, args=(jobs[i::threads],)) for i in range(threads)]
-        for thread in crew:
-            thread.start()
-        for thread in crew:
-            thread.join()
-
-    return run
+    return measuring.codec(measuring.chunks(where.samples, where.batches()), threads)
 
 
 def ours(where: Race, threads: int, workers: int = 0) -> Callable[[], None]:

@@ -6,6 +6,7 @@ that nobody reads is an error: a run must never differ silently from what was as
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -211,9 +212,21 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise CubeError(f"{path.name} is no TOML: {error}") from None
     body.setdefault("name", path.stem)
+    return make_recipe(overridden(body, overrides))
+
+
+def overridden(body: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return plain values of a recipe with ``key=value`` changes, as `load_recipe` takes them.
+
+    Raises
+    ------
+    CubeError
+        No ``key=value``, or a section that is a value.
+    """
+    changed = copy.deepcopy(dict(body))
     for override in overrides:
-        _override(body, override)
-    return make_recipe(body)
+        _override(changed, override)
+    return changed
 
 
 def make_recipe(body: Mapping[str, Any]) -> Recipe:

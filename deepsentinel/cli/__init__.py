@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from deepsentinel.cli import data, learning, showing, stores
+from deepsentinel.cli import data, learning, measuring, showing, stores
 from deepsentinel.cli.shared import spoken
 
 __all__ = ["main"]
@@ -74,5 +74,6 @@ def _parser() -> argparse.ArgumentParser:
     data.add(command)
     stores.add(command)
     learning.add(command)
+    measuring.add(command)
     showing.add_report(command)
     return parser

@@ -16,7 +16,7 @@ from deepsentinel import cli
 Stores = dict[str, Path]
 COMMANDS = (
     "demo", "search", "build", "publish", "info", "repair", "resume", "stats", "train", "evaluate",
-    "embed", "report",
+    "embed", "bench", "report",
 )  # fmt: skip
 
 
