@@ -274,9 +274,10 @@ def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.nda
     shares, edges = fractions(store, [name])
     per_y, iy = _covered(place[:, 0], size, edges[name], shares[name].shape[1])
     per_x, ix = _covered(place[:, 1], size, edges[name], shares[name].shape[2])
-    # (row of windows, cell row) @ (step, cell row, cell column) @ (cell column, column)
-    pixels = per_y @ shares[name] @ per_x.T
-    result: np.ndarray = pixels[:, iy, ix].T / size**2
+    # (row of windows, cell row) @ (cell row, step x cell column), then @ (cell column, column):
+    # two products of matrices, not two for each step
+    pixels = np.tensordot(np.tensordot(per_y, shares[name], (1, 1)), per_x, (2, 1))
+    result: np.ndarray = pixels[iy, :, ix] / size**2
     return result
 
 
