@@ -558,7 +558,7 @@ def test_many_samples(cube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cubes.sampling import samples as module
 
     real = indexes.index(cube[0])
-    monkeypatch.setattr(module, "index", lambda _: replace(real, shape=(25600, 25600)))
+    monkeypatch.setattr(module, "index", lambda *_: replace(real, shape=(25600, 25600)))
     one = np.ones((10, 200, 200), np.float32)
     monkeypatch.setattr(
         module,
