@@ -72,13 +72,16 @@ class Pool:
     def _take(self) -> tuple[Job, Callable[[], None] | None] | None:
         """Return a unit (None: prepare the job), or None when closed. Called under the lock."""
         while not self._closed:
+            # Preparing comes first: a remote job asks for its bytes then, and they travel while
+            # the jobs before it are decoded.
+            for job in self._jobs:
+                if job.prepare is not None and not job.running:
+                    job.running += 1
+                    return job, None
             for job in self._jobs:
                 if job.units:
                     job.running += 1
                     return job, job.units.popleft()
-                if job.prepare is not None and not job.running:
-                    job.running += 1
-                    return job, None
             self._change.wait()
         return None
 

@@ -184,6 +184,23 @@ class Samples:
             )
         return out
 
+    def blocks(self) -> np.ndarray:
+        """Return which objects of a store each sample begins in, (n,) int64.
+
+        Samples of one block read the same shards: those of one patch and run of steps.
+        """
+        t = self._table
+        keys = np.zeros((len(self), 4), np.int64)
+        for s, rows in self._by_store():
+            steps, height, width = self.stores[s].shard
+            low = [t.ranges[c][rows, 0] for c in self.stores[s].days] or [np.zeros(len(rows), int)]
+            keys[rows] = np.stack(
+                [np.full(len(rows), s), np.min(low, axis=0) // steps, t.y[rows] // height,
+                 t.x[rows] // width], axis=1,
+            )  # fmt: skip
+        numbers: np.ndarray = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1)
+        return numbers
+
     def _by_store(self) -> Iterable[tuple[int, np.ndarray]]:
         for s in np.unique(self._table.store):
             yield int(s), np.flatnonzero(self._table.store == s)
@@ -368,13 +385,9 @@ class Samples:
     ) -> list[Callable[[], None]]:
         """Fill the small columns of `out` and return the units of work that fill its pixels."""
         work, t = stream.Work(), self._table
-        opened = self._opened(rows, sum(array.nbytes for array in out.values()))
+        opened = self._opened(rows, out)
         present = [n for n in self.layers if n in out]
-        for name in out:
-            if name.endswith("/days"):
-                out[name][...] = np.nan
-            elif name.endswith(("/present", "/track_of_date")):
-                out[name][...] = 0 if name.endswith("/present") else -1
+        _blank(out)
         last, picks = (-1, -1), dict[str, np.ndarray]()
         corners = self.places(rows, epoch=epoch)
         out["place"][...] = np.column_stack([t.store[rows], corners, t.id[rows]])
@@ -412,9 +425,10 @@ class Samples:
                 work.add(array, steps.tolist(), y, x, dest[: len(steps)])
         return work.done()
 
-    def _opened(self, rows: np.ndarray, batch: int) -> dict[int, stored.SealedStore]:
+    def _opened(self, rows: np.ndarray, out: Read) -> dict[int, stored.SealedStore]:
         """Return the stores of a batch: the one look at the seals, before anything is read."""
         numbers = np.unique(self._table.store[rows]).tolist()
+        batch = sum(array.nbytes for array in out.values())
         return {s: self.stores[s].open(batch) for s in numbers}
 
     def _lonlat(self, rows: np.ndarray, corners: np.ndarray) -> np.ndarray:
@@ -468,3 +482,12 @@ class Samples:
                     f"out[{name!r}] must be {dtype} {(n, *shape)}, C-contiguous; got {found}: "
                     "use Samples.empty"
                 )
+
+
+def _blank(out: Read) -> None:
+    """Fill the columns of dates as if no sample had any."""
+    for name in out:
+        if name.endswith("/days"):
+            out[name][...] = np.nan
+        elif name.endswith(("/present", "/track_of_date")):
+            out[name][...] = 0 if name.endswith("/present") else -1
