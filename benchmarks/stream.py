@@ -176,6 +176,18 @@ def race(path: Path, *, size: int, batch: int = 4, rounds: int = 2) -> Race:
     return Race(path=path, samples=samples, rows=rows, batch=batch)
 
 
+def crops(path: Path, *, size: int, batch: int = 4, rounds: int = 2) -> Race:
+    """Return the race in four windows drawn in each patch, of half its edge.
+
+    A patch costs the decoding of one aligned sample, and gives as many pixels.
+    """
+    samples = cubes.plan(path, Window(size=size // 2, within=size, crops=4, dates=12))
+    rng, n = np.random.default_rng(1), len(samples) // 4
+    order = np.concatenate([rng.permutation(n) for _ in range(rounds)])
+    rows = (order[:, None] * 4 + np.arange(4)).reshape(-1)
+    return Race(path=path, samples=samples, rows=rows, batch=4 * batch)
+
+
 def codec(where: Race, threads: int) -> Callable[[], None]:
     """Return the limit: the same chunks from memory, Blosc alone, into reused buffers."""
     from deepsentinel.measuring import codec as measuring

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import build, common, imports, stream, train
+from benchmarks import build, common, imports, mixing, stream, train
 from benchmarks import open as opening
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -224,3 +224,23 @@ def test_resident_source_gives_one_batch(tmp_path: Path) -> None:
     batches = [f.batch for _, f in zip(range(len(source) + 3), resident, strict=False)]
     assert all(b is batches[0] for b in batches)
     assert len(batches[0]) == 2
+
+
+# ---------------------------------------------------------------------------------------- mixing
+
+
+def test_blocks_mix_and_fetch_each_shard_once(figure: Any) -> None:
+    """Of 64 shards at a time: batch means within 15 % of independent ones, each shard read once.
+
+    The plan is simulated and the orders are pure functions: the figures are always the same.
+    """
+    orders = mixing.orders([1, 64])
+    blocks, full, bad = orders["blocks, mix=64"], orders["full"], orders["blocks, mix=1"]
+    figure("64 shards mixed: noise of batch means, 1: independent", mixing.noise(blocks), "< 1.15")
+    figure("64 shards mixed: fetches of a shard, cache of 80", mixing.fetched(blocks, 80), "1")
+    figure("full shuffle: fetches of a shard, cache of 80", mixing.fetched(full, 80), "")
+    assert mixing.noise(blocks) < 1.15
+    assert mixing.fetched(blocks, 80) == 1
+    assert mixing.noise(full) == pytest.approx(1, abs=0.03)
+    assert mixing.fetched(full, 80) > 40, "what it is for"
+    assert mixing.noise(bad) > 3, "and what it would cost without"

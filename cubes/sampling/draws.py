@@ -55,3 +55,41 @@ def spread(number: int, crops: int, room: int) -> tuple[int, int]:
 
 def _even(i: int, n: int, room: int) -> int:
     return room // 2 if n == 1 else i * room // (n - 1)
+
+
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the numbers below `n` in an order drawn from (seed, epoch), (n,) int64."""
+    # Philox is counter-based and its stream is fixed by NumPy's compatibility policy.
+    bits = np.random.Philox(key=[seed & (2**64 - 1), epoch])
+    return np.random.Generator(bits).permutation(n)
+
+
+def mixed(block: np.ndarray, mix: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order that reads block after block, `mix` of them at a time, thoroughly mixed.
+
+    Blocks are dealt into heaps of `mix` in an order drawn from (seed, epoch); heap after heap is
+    shuffled as a whole.
+
+    Parameters
+    ----------
+    block
+        (n,) which block each entry belongs to.
+    mix
+        Blocks in a heap.
+
+    Returns
+    -------
+    order
+        (n,) int64, positions.
+    heap
+        (n,) int64, number of the heap of each of them, ascending.
+    """
+    _, inverse = np.unique(block, return_inverse=True)
+    drawn = shuffled(len(block), seed, epoch)
+    # blocks come in the order in which the full shuffle first meets them
+    _, first = np.unique(inverse[drawn], return_index=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    heap = rank[inverse[drawn]] // mix
+    by_heap = np.argsort(heap, kind="stable")
+    return drawn[by_heap], heap[by_heap]

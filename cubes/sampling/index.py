@@ -70,6 +70,8 @@ class StoreIndex:
     shape: tuple[int, int]
     transform: tuple[float, ...]
     """Affine coefficients a, b, c, d, e, f of pixel corners."""
+    shard: tuple[int, int, int]
+    """Steps, rows and columns of an object of the arrays with dates."""
     entries: Mapping[str, Entry]
     """Layer name -> entry."""
     days: Mapping[str, np.ndarray]
@@ -215,7 +217,7 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
     table = _table(str(build.store), str(seal["tree_sha256"]))
     recorded = _recorded(build, table, np.dtype(bool if url is None else np.int64))
     place = str(build.store) if url is None else url
-    entries = {}
+    entries, shard = {}, (1, 1, 1)
     for name, array in ledger.build_arrays(build).items():
         if array.lossless and array.layer.dtype != plan.array(name).layer.dtype:
             raise CubeError(
@@ -224,6 +226,7 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
             )
         found = stored.StoredArray(build.store / name)
         clock = array.layer.group if array.layer.stack_dim == "time" else None
+        shard = max(shard, (found.shard[0], found.shard[2], found.shard[3]))
         steps = None
         if array.layer.stack_dim == "pair":
             clock = "s1" if "s1" in clocks else array.layer.group
@@ -247,6 +250,7 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
         crs=str(plan.geobox.crs),
         shape=(int(plan.geobox.shape[0]), int(plan.geobox.shape[1])),
         transform=tuple(float(v) for v in tuple(plan.geobox.transform)[:6]),
+        shard=shard,
         entries=entries,
         days={k: v for k, v in clocks.items() if k in used},
         track=_tracks(axes) if "s1" in used else None,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cubes.sampling import pool
+from cubes.sampling import draws, pool
 from cubes.sampling.sampleset import Samples
 from cubes.types import CubeError
 from deepsentinel.loading.normalise import Normaliser, inputs
@@ -85,8 +85,11 @@ class Batch:
 class Stream:
     """How a loader runs. None of it but `shuffle`, `drop_last` and `world` changes the batches."""
 
-    shuffle: bool = True
-    """A new order and new dates every epoch; False: plan order and evenly spread dates."""
+    shuffle: bool | Literal["blocks"] = True
+    """A new order and new dates every epoch; False: plan order and evenly spread dates.
+    ``"blocks"``: shard after shard, `mix` of them at a time, so that each is read in one go."""
+    mix: int = 64
+    """With ``shuffle="blocks"``: so many shards are mixed (docs/samples.md says how well)."""
     drop_last: bool = True
     """Leave out the last batch where it would be smaller."""
     rank: int = 0
@@ -126,8 +129,8 @@ def loader(
     device
         Batches arrive there; on CUDA through pinned buffers and a stream of their own.
     **how
-        Any field of `Stream`: ``shuffle``, ``drop_last``, ``rank``, ``world``, ``threads``,
-        ``prefetch``, ``context``, ``timeout``.
+        Any field of `Stream`: ``shuffle``, ``mix``, ``drop_last``, ``rank``, ``world``,
+        ``threads``, ``prefetch``, ``context``, ``timeout``.
 
     Raises
     ------
@@ -203,16 +206,18 @@ class Loader:
 
     def _order(self) -> np.ndarray:
         """Return the order of this epoch, (cells,): of samples, or runs of a cell's crops."""
-        n = len(self.samples) // self.samples.window.crops
+        crops = self.samples.window.crops
+        n = len(self.samples) // crops
         if not self.stream.shuffle:
             return np.arange(n)
-        key = (self.seed, self.epoch, n, self.batch_size)
+        key = (self.seed, self.epoch)
         cached: tuple[Any, np.ndarray] | None = self.__dict__.get("_cached")
         if cached is None or cached[0] != key:
-            # Philox is counter-based and its stream is fixed by NumPy's compatibility policy.
-            bits = np.random.Philox(key=[self.seed & (2**64 - 1), self.epoch])
-            cached = (key, np.random.Generator(bits).permutation(n))
-            self.__dict__["_cached"] = cached
+            if self.stream.shuffle == "blocks":
+                order, _ = draws.mixed(self.samples.blocks()[::crops], self.stream.mix, *key)
+            else:
+                order = draws.shuffled(n, *key)
+            cached = self.__dict__["_cached"] = (key, order)
         return cached[1]
 
     def set_epoch(self, epoch: int) -> None:
@@ -237,10 +242,15 @@ class Loader:
             "epoch": self.epoch,
             "step": self._step,
             "global_batch": self.batch_size * self.stream.world,
-            "shuffle": int(self.stream.shuffle),
+            "shuffle": self._shuffle(),
             "drop_last": int(self.stream.drop_last),
             "fingerprint": self._fingerprint,
         }
+
+    def _shuffle(self) -> int:
+        """Return the kind of order as a number: 0 plan's, 1 full, 1 + `mix` by blocks."""
+        how = self.stream
+        return 1 + how.mix if how.shuffle == "blocks" else int(how.shuffle)
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue where `state` says.
@@ -255,7 +265,7 @@ class Loader:
             "fingerprint": "it was saved with other samples (plan, split, layers or stores differ)",
             "seed": "it was saved with another seed",
             "global_batch": "it was saved with another batch size times ranks",
-            "shuffle": "its samples came in another order, for shuffle was another",
+            "shuffle": "its samples came in another order, for shuffle or mix was another",
             "drop_last": "its epochs were of another length, for drop_last was another",
         }
         for key, reason in why.items():
@@ -386,6 +396,11 @@ def _check(samples: Samples, batch_size: int, workers: int, how: Stream) -> None
         raise CubeError(
             f"batch_size={batch_size}, workers={workers}, prefetch={how.prefetch}, "
             f"threads={how.threads}: at least 1 (workers: 0)"
+        )
+    if how.shuffle not in (True, False, "blocks") or how.mix < 1:
+        raise CubeError(
+            f"shuffle={how.shuffle!r}, mix={how.mix}: shuffle is True, False or 'blocks', and mix "
+            "at least 1"
         )
     if not 0 <= how.rank < how.world:
         raise CubeError(f"rank {how.rank} of {how.world}: from 0 to world - 1")

@@ -171,10 +171,46 @@ def test_crops_of_a_cell_stay_together(crops: Samples) -> None:
     workers.close()
 
 
+def test_blocks_are_read_one_after_another(cube: Any) -> None:
+    samples = plan(cube[0], Window(size=16, dates=2, period="20D"), min_valid=0, max_gap=None)
+    block = samples.blocks()
+    table = samples.table()
+    assert len(np.unique(block)) == 4, "four patches; all dates lie in one shard"
+    for number in range(4):
+        mine = table[block == number]
+        assert len(mine[["y", "x"]].floordiv(128).drop_duplicates()) == 1
+    one = loader(samples, 8, shuffle="blocks", mix=1, seed=4)
+    orders = []
+    for epoch in range(3):
+        one.set_epoch(epoch)
+        rows = np.concatenate([one.rows(step) for step in range(len(one))])
+        assert sorted(rows) == list(range(len(samples))), "each once"
+        assert (np.diff(block[rows]) != 0).sum() == 3, "a block is never returned to"
+        orders.append(rows.tolist())
+    assert len({tuple(block[np.array(o)[::128]]) for o in orders}) > 1
+    two = loader(samples, 8, shuffle="blocks", mix=2, seed=4)
+    half = len(samples) // 2
+    rows = np.concatenate([two.rows(step) for step in range(len(two))])
+    assert len(np.unique(block[rows[:half]])) == 2
+    assert (np.diff(block[rows]) != 0).sum() > half / 2, "and the two are mixed"
+    ranks = [loader(samples, 4, shuffle="blocks", mix=2, seed=4, rank=r, world=2) for r in (0, 1)]
+    for step in range(len(two)):
+        shared = np.concatenate([r.rows(step) for r in ranks])
+        assert sorted(shared) == sorted(two.rows(step))
+    state = two.state_dict()
+    assert all(type(v) is int for v in state.values())
+    loader(samples, 8, shuffle="blocks", mix=2, seed=4).load_state_dict(state)
+    for other in (one, loader(samples, 8, seed=4), loader(samples, 8, shuffle=False, seed=4)):
+        with pytest.raises(CubeError, match="shuffle or mix was another"):
+            other.load_state_dict(state)
+    with pytest.raises(CubeError, match="True, False or 'blocks'"):
+        loader(samples, 8, shuffle="block")
+
+
 def test_crops_need_whole_cells(crops: Samples) -> None:
     with pytest.raises(CubeError, match=r"would part the 4 crops.*such as 4 or 8"):
         loader(crops, 6)
-    with pytest.raises(CubeError, match="multiple of 4, such as 4$"):
+    with pytest.raises(CubeError, match=r"multiple of 4, such as 4$"):
         loader(crops, 3)
     with pytest.raises(CubeError, match="do not hold all 4 crops"):
         loader(crops.take(np.arange(2, 10)), 4)
@@ -208,7 +244,7 @@ def test_resume_refuses_what_is_not_the_same(samples: Samples) -> None:
         (loader(samples, 4, seed=8), "another seed"),
         (loader(samples, 2, seed=7), "another batch size"),
         (loader(samples.select(["s2/scl"]), 4, seed=7), "other samples"),
-        (loader(samples, 4, seed=7, shuffle=False), "shuffle was another"),
+        (loader(samples, 4, seed=7, shuffle=False), "shuffle or mix was another"),
         (loader(samples, 4, seed=7, drop_last=False), "drop_last was another"),
     ]
     for other, match in others:
