@@ -85,7 +85,7 @@ def _no_network(*args: Any, **kwargs: Any) -> Any:
     raise AssertionError(f"documentation reached for the network: {args[:1]}")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_blocks_run(
     path: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
