@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cubes.places import patches, points
     from cubes.registry import add, catalog, catalogs, layer, layers, legend
     from cubes.request import Request, open_aoi
+    from cubes.sampling.choosing import where
     from cubes.sampling.inflight import Storage
     from cubes.sampling.samples import Samples, plan, split
     from cubes.sampling.stats import stats
@@ -102,6 +103,7 @@ _HOMES = {
     "valid": "cube",
     "verify": "store.verbs",
     "verify_corpus": "corpora.publishing",
+    "where": "sampling.choosing",
     "withhold": "sampling.withhold",
     "write": "store.verbs",
 }
@@ -154,6 +156,7 @@ __all__ = [
     "valid",
     "verify",
     "verify_corpus",
+    "where",
     "withhold",
     "write",
 ]

@@ -385,6 +385,9 @@ class Window:
     """Windows in each cell, each a sample; they share dates, and what is decoded."""
     dates: int = 12
     """Dates kept per stack axis; fewer where a period holds fewer (the rest is padding)."""
+    clear: float = 0.0
+    """A date of a sensor with a cloud mask is used where at least this share of the window (of its
+    cell) is clear."""
     period: str | None = None
     """Length of a sample in time, e.g. ``180D``; None takes the whole cube."""
     step: str | None = None

@@ -363,6 +363,7 @@ def fractions(
     -------
     shares
         Layer -> (step, cell row, cell column) float32, 0 to 1; from the ledger, no pixel is read.
+        ``name=code`` asks for one class of a label layer.
     edges
         Layer -> edge of a cell in pixels.
     """
@@ -371,11 +372,22 @@ def fractions(
     arrays = ledger.build_arrays(ledger.load_build(folder))
     shares, edges = {}, {}
     for name in names:
-        parts = layout.cells(arrays[name])
+        of = name.partition("=")[0]
+        parts = layout.cells(arrays[of])
         # of cells beyond a ragged edge there is no pixel, and no window has one of them
         numbers = np.maximum(parts.numbers, 1).astype(np.float32)
-        shares[name], edges[name] = table.valid[name] / numbers, parts.edge
+        # a class that occurs nowhere in the store has no counts
+        shares[name] = table.valid.get(name, np.zeros_like(table.valid[of])) / numbers
+        edges[name] = parts.edge
     return shares, edges
+
+
+def all_classes(store: StoreIndex, name: str) -> bool:
+    """Return whether every pixel that the ledger counts in a label layer is counted by class."""
+    table = _table(store.folder, store.identity)
+    own, *classes = layout.counted(table.valid, name)
+    total = sum(int(table.valid[c].sum(dtype=np.int64)) for c in classes)
+    return total == int(table.valid[own].sum(dtype=np.int64))
 
 
 def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:

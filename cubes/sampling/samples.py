@@ -70,18 +70,20 @@ def plan(
     window = Window() if window is None else window
     _check_window(window)
     _check_share("min_valid", min_valid)
+    _check_share("Window.clear", window.clear)
     gap = None if max_gap is None else length("max_gap", max_gap, "3D")
     indexes = _indexes(stores, storage)
     tables, usable, counts = [], [], {"windows": 0, "valid": 0, "near": 0}
     for number, store in enumerate(indexes):
-        table, masks = _plan_store(store, window, number, (min_valid, gap), counts)
+        table, masks = _plan_store(store, window, number, (min_valid, window.clear, gap), counts)
         tables.append(table)
         usable.append(masks)
     table = concat(tables, sorted({k for s in indexes for k in s.days}))
     if not len(table.id):
         raise CubeError(
             f"no sample left: {counts['windows']:,} windows of {window.cell} px, "
-            f"{counts['valid']:,} with a date of each sensor at min_valid={min_valid}, "
+            f"{counts['valid']:,} with a date of each sensor at min_valid={min_valid}"
+            f"{f' and Window(clear={window.clear})' if window.clear else ''}, "
             f"{counts['near']:,} with S1 and S2 within max_gap={max_gap}; lower min_valid, "
             "raise max_gap (None asks for any date), or take a longer period"
         )
@@ -168,10 +170,9 @@ def _plan_store(
     store: StoreIndex,
     window: Window,
     number: int,
-    rules: tuple[float, float | None],
+    rules: tuple[float, float, float | None],
     counts: dict[str, int],
 ) -> tuple[Table, dict[str, np.ndarray]]:
-    min_valid, gap = rules
     size, stride = window.cell, window.stride or window.cell
     if size > min(store.shape):
         name = "size" if window.within is None else "within"
@@ -183,10 +184,7 @@ def _plan_store(
     place = _windows((("y", height, size, stride), ("x", width, size, stride)))
     ranges = _periods(store, window)
     n = max(1, BLOCK // max((len(d) for d in store.days.values()), default=1))
-    found = [
-        _judge(store, place[i : i + n], size, ranges, (min_valid, gap))
-        for i in range(0, len(place), n)
-    ]
+    found = [_judge(store, place[i : i + n], size, ranges, rules) for i in range(0, len(place), n)]
     for name in counts:
         counts[name] += sum(f.counts[name] for f in found)
     keeps = np.concatenate([f.keep for f in found], axis=1)
@@ -214,10 +212,10 @@ def _judge(
     place: np.ndarray,
     size: int,
     periods: list[dict[str, tuple[int, int]]],
-    rules: tuple[float, float | None],
+    rules: tuple[float, float, float | None],
 ) -> _Judged:
-    min_valid, gap = rules
-    usable = {c: _usable(store, c, place, size, min_valid) for c in store.days}
+    *least, gap = rules
+    usable = {c: _usable(store, c, (place, size), *least) for c in store.days}
     both = gap is not None and {"s1", "s2"} <= set(usable)
     if both:
         apart = np.abs(store.days["s1"][:, None] - store.days["s2"][None, :])
@@ -253,23 +251,32 @@ def within(apart: np.ndarray, gap: float) -> np.ndarray:
 
 
 def _usable(
-    store: StoreIndex, clock: str, place: np.ndarray, size: int, min_valid: float
+    store: StoreIndex,
+    clock: str,
+    windows: tuple[np.ndarray, int],
+    min_valid: float,
+    min_clear: float,
 ) -> np.ndarray:
-    """Return (window, step) bool: whether a date has enough valid pixels in a window."""
+    """Return (window, step) bool: whether a date has enough valid and clear pixels in a window."""
+    place, size = windows
     mine = [n for n, e in store.entries.items() if e.clock == clock and e.layer.nodata is not None]
     # Coherence may lack a date that has backscatter; classes and masks follow their sensor.
     main = [n for n in mine if store.entries[n].layer.kind == "continuous"
             and store.entries[n].layer.stack_dim == "time"] or mine  # fmt: skip
     ok = np.ones((len(place), len(store.days[clock])), bool)
     for name in main:
-        share, steps = _share(store, name, place, size), store.entries[name].steps
+        share, steps = data_share(store, name, place, size), store.entries[name].steps
         if steps is not None:  # pairs: a date has the one that ends there, or none
             share = np.where(steps >= 0, share[:, steps], 0)
         ok &= share >= min_valid - 1e-6
+    masks = [n for n, e in store.entries.items() if e.clock == clock and e.steps is None
+             and e.layer.variable == "clear"]  # fmt: skip
+    for name in masks if min_clear else ():
+        ok &= data_share(store, name, place, size) >= min_clear - 1e-6
     return ok
 
 
-def _share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.ndarray:
+def data_share(store: StoreIndex, name: str, place: np.ndarray, size: int) -> np.ndarray:
     """Return (window, step) share of a layer's pixels with data: of cells, weighted by area."""
     shares, edges = fractions(store, [name])
     per_y, iy = _covered(place[:, 0], size, edges[name], shares[name].shape[1])
@@ -303,7 +310,7 @@ def _clear(
         clock = entry.clock
         if entry.layer.variable == "clear" and clock in usable and entry.steps is None:
             ends = np.array([p[clock] for p in periods]).T
-            share = np.where(usable[clock], _share(store, name, place, size), 0)
+            share = np.where(usable[clock], data_share(store, name, place, size), 0)
             # sums up to each step: a period is a difference, and many overlap
             shares, dates = (
                 np.pad(np.cumsum(v, axis=1, dtype=np.float64), ((0, 0), (1, 0)))

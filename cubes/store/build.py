@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from cubes import physics
 from cubes.store import disk, ledger, shards
-from cubes.store.layout import ArrayLayout, Cells, Region, cells, region_arrays
+from cubes.store.layout import ArrayLayout, Cells, Region, cells, classed, counted, region_arrays
 from cubes.store.ledger import Build, Record
 from cubes.types import CubeError, Plan
 
@@ -157,16 +157,39 @@ def _encode_run(
     stored, pixels, retries = source.read(region, run)
     out = _Encoded(chunks={}, valid={}, pixels=pixels, retries=retries)
     for array in arrays:
-        steps, parts = [], cells(array)
+        steps, parts, by_class = [], cells(array), dict[str, Array]()
         counts = np.stack([np.zeros(parts.grid, parts.dtype)[parts.of(region)]] * (run[1] - run[0]))
         for number, step in enumerate(stored.pop(array.name)):
             if stop.is_set():
                 raise Stopped
+            if classed(array):
+                for name, found in _by_class(step, (array, parts), region, counts[number]).items():
+                    by_class.setdefault(name, np.zeros_like(counts))[number] = found
             steps.append(
                 [_chunk(step, (array, parts), region, p, counts[number]) for p in region.patches]
             )
         out.chunks[array.name] = steps
         out.valid[array.name] = counts
+        out.valid |= by_class
+    return out
+
+
+def _by_class(
+    step: Array, laid: tuple[ArrayLayout, Cells], region: Region, blank: Array
+) -> dict[str, Array]:
+    """Return the pixels of each class in a step: ``name=code`` -> counts of cells."""
+    array, parts = laid
+    (height, width), (down, across) = array.patch, parts.per_patch
+    out: dict[str, Array] = {}
+    for row, column in ((p[0] - region.rows[0], p[1] - region.columns[0]) for p in region.patches):
+        piece = step[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
+        for code in np.unique(piece[physics.is_valid(piece, array.layer.nodata)]):
+            counts = out.setdefault(f"{array.name}={int(code)}", np.zeros_like(blank))
+            where = (
+                slice(row * down, (row + 1) * down),
+                slice(column * across, (column + 1) * across),
+            )
+            counts[where] = parts.count(piece == code)
     return out
 
 
@@ -370,7 +393,14 @@ def build_region(build: Build, region: Region, source: Pixels, crew: Crew) -> Re
         region=region.id,
         plan_sha256=build.plan_sha256,
         objects=objects,
-        valid={a.name: np.concatenate([p.valid[a.name] for p in parts]) for a in arrays},
+        valid={
+            name: np.concatenate(
+                # a class that a run of steps lacks counts nothing in it
+                [p.valid.get(name, np.zeros_like(p.valid[a.name])) for p in parts]
+            )
+            for a in arrays
+            for name in counted({n for p in parts for n in p.valid}, a.name)
+        },
         pixels_read=sum(p.pixels for p in parts),
         retries=sum(p.retries for p in parts),
         seconds=round(time.monotonic() - began, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -341,6 +342,27 @@ class Cells:
                 np.add.reduceat(flat, ys, axis=0), xs, axis=1
             )
         return out
+
+
+def classed(array: ArrayLayout) -> bool:
+    """Return whether pixels are counted by class: of labels, not of a class layer of every date."""
+    return array.layer.kind == "class" and array.layer.stack_dim != "time"
+
+
+def counted(names: Iterable[str], array: str) -> list[str]:
+    """Return the names under which pixels of an array are counted: its own, and ``name=code``."""
+    return [array, *sorted(n for n in names if n.startswith(f"{array}="))]
+
+
+def enter_counts(
+    table: dict[str, Array], found: Mapping[str, Array], array: ArrayLayout, region: Region
+) -> None:
+    """Enter what was counted in a region; a class that is not in it counts nothing there."""
+    where = slice(*region.steps), *cells(array).of(region)
+    for name in counted({*table, *found}, array.name):
+        if name not in table:
+            table[name] = np.zeros_like(table[array.name])
+        table[name][where] = found[name] if name == array.name else found.get(name, 0)
 
 
 def cells(array: ArrayLayout) -> Cells:

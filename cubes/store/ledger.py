@@ -10,7 +10,7 @@
                 plan.json    the plan; `resume` and `repair` need nothing else
                 regions/     one record per finished region, until the seal
                 table.npz    all records in one table, once sealed
-                valid.npz    layer -> valid numbers (step, cell row, cell column)
+                valid.npz    layer -> valid numbers (step, cell row, cell column), by class too
                 sealed.json  hashes over every object, the counts and the build; its presence is
                              the seal
                 lock         held by the one writer
@@ -54,6 +54,8 @@ from cubes.store.layout import (
     Region,
     array_layouts,
     cells,
+    counted,
+    enter_counts,
     region_arrays,
     region_keys,
 )
@@ -221,7 +223,7 @@ class Record:
     """Key -> SHA-256 and size of each object written; shards that are all nodata are absent."""
     valid: Mapping[str, Counts]
     """Layer -> numbers that hold data (True for masks), of all channels together, shape (steps,
-    rows, columns) of the cells of the region's patches."""
+    rows, columns) of the cells of the region's patches; ``name=code`` -> of that class."""
     pixels_read: int = 0
     retries: int = 0
     seconds: float = 0.0
@@ -279,7 +281,8 @@ class Table:
     objects: dict[str, tuple[str, int]] = field(default_factory=dict)
     """Key -> SHA-256 and size, of every object (metadata too, once sealed)."""
     valid: dict[str, Counts] = field(default_factory=dict)
-    """Layer -> valid numbers per step and cell, shape (steps, rows, columns)."""
+    """Layer -> valid numbers per step and cell, shape (steps, rows, columns); of labels
+    ``name=code`` -> pixels of that class too."""
 
 
 def load_table(build: Build) -> Table:
@@ -321,8 +324,9 @@ def _sealed_table(build: Build, arrays: Mapping[str, ArrayLayout]) -> Table | No
             )
             for name, array in arrays.items():
                 parts = cells(array)
-                part = counts[name].astype(parts.dtype, copy=False)
-                out.valid[name] = part.reshape((array.steps, *parts.grid))
+                for each in counted(counts.files, name):
+                    part = counts[each].astype(parts.dtype, copy=False)
+                    out.valid[each] = part.reshape((array.steps, *parts.grid))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     for key in out.objects:
@@ -338,8 +342,7 @@ def add_record(
     for array in region_arrays(arrays, region):
         for key in region_keys(array, region):
             table.objects.pop(key, None)
-        part = table.valid[array.name][slice(*region.steps), *cells(array).of(region)]
-        part[...] = record.valid[array.name]
+        enter_counts(table.valid, record.valid, array, region)
     table.objects.update(record.objects)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 
-from cubes import CubeError, Window, plan, split
-from cubes.sampling import draws
+from cubes import CubeError, Window, plan, split, where
+from cubes.sampling import choosing, draws
+from cubes.sampling import index as indexes
 from cubes.sampling import stored as stores
 from cubes.sampling.splits import leaks
 
@@ -166,3 +167,108 @@ def test_cells_are_what_splits_keep_apart(cube: Any) -> None:
 def test_windows_that_make_no_sense(cube: Any, window: Window, match: str) -> None:
     with pytest.raises(CubeError, match=match):
         plan(cube[0], window)
+
+
+# ---------------------------------------------------------------------------------- what they hold
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A cube with holes in its labels, two patches an edge, the last of them ragged."""
+    path = tmp_path_factory.mktemp("labels") / "labels.zarr"
+    nodata = {"labels/worldcover": (1, slice(None), slice(40, 120), slice(0, 90))}
+    layers = ("s1/backscatter", "s2/reflectance", "s2/clear", "labels/worldcover")
+    shape = (200, 216)
+    return path, streams.write_store(
+        path, shape=shape, layers=layers, bands=("B02",), nodata=nodata
+    )
+
+
+@pytest.mark.parametrize("size", [64, 40])
+def test_class_shares_are_those_of_the_pixels(labelled: Any, size: int) -> None:
+    path, stored = labelled
+    samples = plan(path, Window(size=size, stride=32, dates=2))
+    table = samples.table()
+    labels = stored["labels/worldcover"][1, 0]  # of two planes 2022, the year of all dates
+    codes = [int(c) for c in np.unique(labels) if c]
+    got = choosing.class_shares(samples, "labels/worldcover", codes)
+    for row, (y, x) in enumerate(zip(table.y, table.x, strict=True)):
+        window = labels[y : y + size, x : x + size]
+        assert got[None][row] == pytest.approx((window != 0).mean(), abs=1e-6)
+        for code in codes:
+            assert got[code][row] == pytest.approx((window == code).mean(), abs=1e-6)
+    first = stored["labels/worldcover"][0, 0]
+    assert (np.bincount(first.ravel()) != np.bincount(labels.ravel())).any()
+    assert len(codes) > 1
+
+
+def test_where_keeps_samples_by_classes_and_clouds(
+    labelled: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stored = labelled
+    samples = plan(path, Window(size=64, stride=8, dates=2))
+    monkeypatch.setattr(stores.StoredArray, "map", lambda *_: pytest.fail("a pixel was read"))
+    table, labels = samples.table(), stored["labels/worldcover"][1, 0]
+    windows = [labels[y : y + 64, x : x + 64] for y, x in zip(table.y, table.x, strict=True)]
+    has = np.array([(w != 0).mean() >= 0.5 for w in windows])
+    code = int(labels.max())
+    rare = np.array([(w == code).mean() >= 0.05 for w in windows])
+    assert 0 < (has & rare).sum() < has.sum() < len(samples)
+    layer = samples.layers["labels/worldcover"]
+    monkeypatch.setattr(choosing.registry, "legend", lambda _: legend_of(labels))
+    assert layer.legend
+    np.testing.assert_array_equal(where(samples, labelled=0.5).ids, samples.ids[has])
+    both = where(samples, labelled=0.5, classes={f"class {code}": 0.05})
+    np.testing.assert_array_equal(both.ids, samples.ids[has & rare])
+    np.testing.assert_array_equal(where(samples, classes={code: 0.05}).ids, samples.ids[rare])
+    least = float(table.s2_clear.median())
+    clear = where(samples, clear={"s2": least})
+    np.testing.assert_array_equal(clear.ids, samples.ids[table.s2_clear >= least])
+    assert len(where(samples)) == len(samples)
+    for match, how in [
+        (rf"no sample left of {len(samples)}: labelled >= 0.5 dropped {(~has).sum()} .*"
+         rf"then class {code} >= 1 dropped {has.sum()} \(alone {len(samples)}\)",
+         {"labelled": 0.5, "classes": {code: 1.0}}),
+        ("has no class 'cheese'; it has", {"classes": {"cheese": 0.1}}),
+        ("labels='labels/x': say which.*worldcover", {"labels": "labels/x", "labelled": 0.1}),
+        ("s3 has no cloud mask; there are masks of s2", {"clear": {"s3": 0.1}}),
+        ("labelled=5 is a fraction", {"labelled": 5}),
+    ]:  # fmt: skip
+        with pytest.raises(CubeError, match=match):
+            where(samples, **how)
+
+
+def legend_of(labels: np.ndarray) -> Any:
+    from cubes.rows import Legend
+
+    classes = {int(c): (f"class {c}", "#000000") for c in np.unique(labels) if c}
+    return Legend(name="x", title="x", origin="mapped", nodata=0, classes=classes)
+
+
+def test_counts_of_classes_are_whole_or_an_error(labelled: Any, tmp_path: Path) -> None:
+    """A store from before classes were counted has none of the counts, or those of some regions."""
+    samples = plan(labelled[0], Window(size=64, dates=2))
+    table = indexes._table(samples.stores[0].folder, samples.stores[0].identity)
+    gone = next(n for n in table.valid if "=" in n)
+    kept = table.valid.pop(gone)
+    try:
+        with pytest.raises(CubeError, match=r"written before classes were counted.*force=True"):
+            where(samples, labelled=0.1)
+    finally:
+        table.valid[gone] = kept
+    assert len(where(samples, labelled=0.1))
+
+
+def test_cloudy_dates_are_not_used(labelled: Any) -> None:
+    path, stored = labelled
+    samples = plan(path, Window(size=64, dates=8, clear=0.8), max_gap=None)
+    table = samples.table()
+    shares = [
+        stored["s2/clear"][:, 0, y : y + 64, x : x + 64].mean(axis=(1, 2))
+        for y, x in zip(table.y, table.x, strict=True)
+    ]
+    for row, share in enumerate(shares):
+        assert samples.dates(row, "s2").tolist() == np.flatnonzero(share >= 0.8).tolist()
+    assert 0 < table.s2_dates.min() + table.s2_dates.max() < 16
+    with pytest.raises(CubeError, match=r"0 with a date of each.*Window\(clear=1"):
+        plan(path, Window(size=64, dates=8, clear=1.0))
