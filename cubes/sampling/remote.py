@@ -71,8 +71,8 @@ class RemoteStore(stored.SealedStore):
         self._soon: asyncio.Task[None] | None = None
         inflight.begin(self.look()).result()
 
-    def _open(self, path: str, recorded: np.ndarray | None) -> stored.StoredArray:
-        return RemoteArray(self, path, recorded)
+    def _open(self, path: str, recorded: np.ndarray | None, planned: str) -> stored.StoredArray:
+        return RemoteArray(self, path, recorded, planned)
 
     async def get(self, key: str, **options: Any) -> Part:
         """Return bytes of an object of the store."""
@@ -125,9 +125,11 @@ def _tree(seal: Part, url: str) -> str:
 class RemoteArray(stored.StoredArray):
     """An array of a store on an object store; `recorded` are the sizes of its objects, 0 none."""
 
-    def __init__(self, store: RemoteStore, path: str, recorded: np.ndarray | None) -> None:
+    def __init__(
+        self, store: RemoteStore, path: str, recorded: np.ndarray | None, planned: str
+    ) -> None:
         self.name, self._remote = path[len(store.path) + 1 :], store
-        super().__init__(path, store, recorded)
+        super().__init__(path, store, recorded, planned)
         self._chunks = int(np.prod(self._per))
         self._folder = f"{store.identity[:32]}/{self.name.replace('/', '.')}"
 

@@ -156,11 +156,13 @@ class StoredArray:
         The sealed store that it is read as part of.
     recorded
         (step block, row, column) bool, which objects the ledger says were written; None: all.
+    planned
+        sha256 that its ``zarr.json`` must have; looked at before anything in it is believed.
 
     Raises
     ------
     CubeError
-        No array there, or not of Zarr v3.
+        No array there, not of Zarr v3, or not the one that was planned on.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class StoredArray:
         path: str | Path,
         store: SealedStore | None = None,
         recorded: np.ndarray | None = None,
+        planned: str | None = None,
     ) -> None:
         self.path, self._store, self._recorded = str(path), store, recorded
         self.stamp = None if store is None else store.stamp
@@ -177,10 +180,15 @@ class StoredArray:
             raise CubeError(
                 f"there is no Zarr array at {path}: was the store moved or rewritten?"
             ) from error
+        self.identity = hashlib.sha256(text).hexdigest()
+        if planned not in (None, self.identity):
+            raise CubeError(
+                f"{path}/zarr.json is not the one these samples were planned on: run "
+                "cubes.verify on the store, then cubes.repair"
+            )
         meta = json.loads(text)
         if meta.get("node_type") != "array":
             raise CubeError(f"{path} is no Zarr v3 array; write the cube with cubes.write")
-        self.identity = hashlib.sha256(text).hexdigest()
         self.dims = tuple(str(d) for d in meta.get("dimension_names") or ())
         self.attrs: dict[str, Any] = meta.get("attributes", {})
         kind = meta["data_type"]
@@ -402,7 +410,12 @@ class SealedStore:
         with self.seal.open("rb") as file:
             # stamp and text of one and the same file, also where the seal is replaced meanwhile
             self.stamp = _stamp(os.fstat(file.fileno()))
-            self.identity = str(json.loads(file.read())["tree_sha256"])
+            try:
+                self.identity = str(json.loads(file.read())["tree_sha256"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise CubeError(
+                    f"{self.seal} is damaged: run cubes.verify on {path}, then cubes.repair"
+                ) from error
         self._arrays: dict[str, StoredArray] = {}
 
     def array(self, path: str, identity: str, recorded: np.ndarray | None) -> StoredArray:
@@ -414,17 +427,11 @@ class SealedStore:
             Its ``zarr.json`` is not the one that was planned on (`identity`, its sha256).
         """
         if path not in self._arrays:
-            array = self._open(path, recorded)
-            if array.identity != identity:
-                raise CubeError(
-                    f"{path}/zarr.json is not the one these samples were planned on: run "
-                    "cubes.verify on the store, then cubes.repair"
-                )
-            self._arrays[path] = array
+            self._arrays[path] = self._open(path, recorded, identity)
         return self._arrays[path]
 
-    def _open(self, path: str, recorded: np.ndarray | None) -> StoredArray:
-        return StoredArray(path, self, recorded)
+    def _open(self, path: str, recorded: np.ndarray | None, planned: str) -> StoredArray:
+        return StoredArray(path, self, recorded, planned)
 
 
 _SEALED: OrderedDict[str, SealedStore] = OrderedDict()
