@@ -49,7 +49,9 @@ class Slow:
         return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """End the server."""
+        """End the server; safe to call again."""
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 

@@ -192,6 +192,7 @@ def index(store: str | os.PathLike[str], storage: Storage | None = None) -> Stor
     try:
         found = _index(folder, url)
     except CubeError as error:
+        remote.forget(folder)
         raise CubeError(str(error).replace(str(folder), url)) from None
     return replace(found, storage=storage)
 

@@ -416,6 +416,10 @@ def ledger_of(url: str, storage: Storage, identity: str | None = None) -> Path:
     CubeError
         Nothing there, not sealed, refused, or written again meanwhile.
     """
+    key = (os.getpid(), url, identity, storage.key)
+    with _lock:
+        if key in _mirrors:
+            return _mirrors[key]
     place, prefix = inflight.place(url, storage)
     seal = inflight.begin(_seal(place, prefix, url)).result()
     found = _tree(seal, url)
@@ -432,6 +436,14 @@ def ledger_of(url: str, storage: Storage, identity: str | None = None) -> Path:
         raise CubeError(f"{url} is being written again: wait until it is sealed, then plan again")
     with _lock:
         return _mirrors.setdefault(key, folder)
+
+
+def forget(folder: Path) -> None:
+    """Drop what `ledger_of` returned: it is not what was sealed."""
+    with _lock:
+        for key in [k for k, found in _mirrors.items() if found == folder]:
+            del _mirrors[key]
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _seal(place: inflight.Place, prefix: str, url: str) -> Part:

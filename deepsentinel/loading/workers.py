@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from multiprocessing import forkserver
 from pathlib import Path
@@ -47,6 +48,8 @@ class Shared:
         # the places of all parts too: a plan of many stores has many small arrays
         parts.append(memoryview(pickle.dumps(places)))
         self._last = ends[-1], parts[-1].nbytes
+        # beside the bytes: credentials go to a process that is being started, into no other pickle
+        self._storage = [store.storage for store in samples.stores]
         self._bytes = torch.empty(sum(self._last), dtype=torch.uint8)
         self._bytes.share_memory_()  # type: ignore[no-untyped-call]
         raw = self._bytes.numpy().data
@@ -62,6 +65,8 @@ class Shared:
 
         head, *columns = [part(*place) for place in pickle.loads(part(*self._last))]
         samples: Samples = pickle.loads(head, buffers=columns)
+        pairs = zip(samples.stores, self._storage, strict=True)
+        samples.stores = tuple(replace(store, storage=how) for store, how in pairs)
         return samples
 
 
