@@ -1,38 +1,52 @@
 """Training on this machine: seconds a step, samples a second, memory, and what loading costs.
 
-End to end is `deepsentinel.train` on a store; resident is the same loop given one batch that is
-already there, again and again. Their ratio is what the loader leaves of the model's own speed: 1
-means that the model never waits for data.
+End to end is `deepsentinel.train` on a store; resident is the same run given one batch that is
+already there, again and again, in turns (`deepsentinel.measuring.steps`) and with the same number
+of torch's threads. Their ratio is what the loader leaves of the model's own speed: 1 means that
+the model never waits for data.
 """
 
 from __future__ import annotations
 
-import shutil
+import argparse
+import json
+import statistics
+import sys
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import common
+from cubes.types import Layout
+from deepsentinel.measuring.codec import chunks
+from deepsentinel.measuring.device import ceiling, step_flops
+from deepsentinel.measuring.steps import RESIDENT, STREAM, InTurns, Resident, Turns, ratio, timed
+from deepsentinel.training.heap import keep_heap
+from deepsentinel.training.sources import CubeSource
+
+__all__ = ["Resident", "Train"]
 
 SIZES = ("nano", "tiny")
-MODES = ("end to end", "resident")
-STEPS = 16
-LOG = 4
-"""Steps between clock readings; the first ones, in which everything is set up, do not count."""
+MODES = (RESIDENT, STREAM)
+STEPS = 6
+"""Timed in a turn."""
+EDGE, DATES = 512, 64
 
 
-def store(folder: Path, *, edge: int, dates: int) -> Path:
+def store(folder: Path, *, edge: int = EDGE, dates: int = DATES, patch: int = 256) -> Path:
     """Return a sealed cube of `edge` pixels and `dates` dates of each sensor, made if needed."""
     import cubes
 
-    path = folder / f"train-{edge}-{dates}.zarr"
+    path = folder / f"train-{edge}-{dates}-{patch}.zarr"
     if not path.exists():
-        cubes.write(common.cube(edge, dates, dates), path)
+        cubes.write(common.cube(edge, dates, dates), path, layout=Layout(patch=patch))
     return path
 
 
@@ -43,75 +57,25 @@ def samples(path: Path, *, size: int, dates: int) -> Any:
     return cubes.plan([path], cubes.Window(size=size, dates=dates), min_valid=0.5)
 
 
-def recipe(model: str, *, steps: int = STEPS, batch: int = 4) -> Any:
+def recipe(model: str, *, batch: int = 4, crop: int | None = None, crops: int = 1) -> Any:
     """Return what is trained: a size of Fusion with the masked objective, 32-bit."""
     from deepsentinel.recipe import make_recipe
 
+    data: dict[str, Any] = {"batch_size": batch, "threads": 1, "crops": crops}
     return make_recipe(
         {
             "name": f"benchmark-{model}",
             "model": {"size": model},
-            "data": {"batch_size": batch, "threads": 1},
-            "train": {
-                "steps": steps, "log_every": LOG, "save_every": 10**6, "validate_every": 10**6,
-            },
+            "data": data if crop is None else data | {"crop": crop},
+            "train": {"accelerator": "cpu"},
         }
-    )  # fmt: skip
+    )
 
 
-class Resident:
-    """A source that gives one batch of another, in memory on the device, for ever."""
-
-    def __init__(self, source: Any) -> None:
-        self.source = source
-        self.groups, self.normaliser, self.sha256 = source.groups, source.normaliser, source.sha256
-        first = next(iter(source))
-        self.batch = type(first)(first.batch.clone(), first.position)
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            yield self.batch
-
-    def load_state_dict(self, state: Any) -> None:
-        """Do nothing: there is one batch."""
-
-    def rewind(self) -> None:
-        """Do nothing: there is one batch."""
-
-    def to(self, batch: Any, device: Any) -> Any:
-        """Return the batch on the device, kept there from the first time on."""
-        if batch is self.batch.batch:
-            moved = self.source.to(batch, device)
-            self.batch = type(self.batch)(moved, self.batch.position)
-            return moved
-        return batch
-
-    def inputs(self, batch: Any, generator: Any) -> Any:
-        """Return what the model takes."""
-        return self.source.inputs(batch, generator)
-
-    def ids(self, batch: Any) -> list[str]:
-        """Return the samples' names."""
-        names: list[str] = self.source.ids(batch)
-        return names
-
-
-def seconds_per_step(found: Any, made: Any, mode: str, norm: Any) -> float:
-    """Return the steady seconds of a step of one training run, from its own history."""
-    import pandas as pd
-
-    from deepsentinel.training.sources import CubeSource
-    from deepsentinel.training.train import train
-
-    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        source: Any = CubeSource(found, made, norm, learn=True)
-        if mode == "resident":
-            source = Resident(source)
-        run = train(made, {"train": source}, out=Path(name) / "run")
-        history = pd.read_csv(Path(run.out) / "history.csv")
-    first, last = history.iloc[0], history.iloc[-1]
-    return float((last["seconds"] - first["seconds"]) / (last["step"] - first["step"]))
+def measured(found: Any, made: Any, norm: Any, turns: Turns) -> InTurns:
+    """Return the steps of one training run, with loading and on a batch that is there, in turns."""
+    with common.quiet():
+        return timed(CubeSource(found, made, norm, learn=True), made, turns)
 
 
 def normaliser(found: Any) -> Any:
@@ -143,14 +107,42 @@ def peak() -> Iterator[list[float]]:
         thread.join()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What a step takes: as many pixels in each case, from 256-px samples or whole windows."""
+
+    what: str
+    patch: int
+    """Edge in pixels of stored chunks, and of the windows read."""
+    batch: int
+    crop: int | None = None
+    crops: int = 1
+
+    def samples(self, folder: Path) -> Any:
+        """Return the samples; long epochs of a small store, as those of a large one are."""
+        found = samples(store(folder, patch=self.patch), size=self.patch, dates=12)
+        return found.take(np.tile(np.arange(len(found)), -(-256 // len(found))))
+
+    def recipe(self, model: str) -> Any:
+        """Return the recipe of a size of Fusion."""
+        return recipe(model, batch=self.batch, crop=self.crop, crops=self.crops)
+
+
+CASES = {
+    "crops": Case(what="4 crops of 32 px of 4 samples of 256 px", patch=256, batch=4, crop=32,
+                  crops=4),
+    "whole": Case(what="a whole window of 128 px", patch=128, batch=1),
+}  # fmt: skip
+
+
 class Train:
     """Seconds a step and peak memory of a training run, with and without loading."""
 
-    params = [["nano"], list(MODES)]
+    params = [["nano"], [RESIDENT, STREAM]]
     param_names = ["model", "mode"]
     timeout = 300
-    edge, dates, window, steps, batch, threads = 256, 24, 32, 8, 4, common.THREADS
-    quick = {"edge": 64, "dates": 3, "window": 16, "steps": LOG + 1, "batch": 2, "threads": 1}
+    edge, dates, window, steps, batch, threads = 256, 24, 32, 4, 4, common.THREADS
+    quick = {"edge": 64, "dates": 3, "window": 16, "steps": 1, "batch": 2, "threads": 1}
 
     def setup_cache(self) -> str:
         return str(store(Path.cwd(), edge=self.edge, dates=self.dates))
@@ -168,64 +160,83 @@ class Train:
 
         torch.set_num_threads(self.before)
 
+    def _run(self, model: str) -> InTurns:
+        made = recipe(model, batch=self.batch)
+        return measured(self.samples, made, self.norm, Turns(rounds=1, steps=self.steps))
+
     def track_step(self, path: str, model: str, mode: str) -> float:
-        made = recipe(model, steps=self.steps, batch=self.batch)
-        return seconds_per_step(self.samples, made, mode, self.norm)
+        took = [s for t in self._run(model).done if t.mode == mode for s in t.seconds]
+        return statistics.median(took)
 
     track_step.unit = "s"  # type: ignore[attr-defined]
 
     def peakmem_train(self, path: str, model: str, mode: str) -> None:
-        made = recipe(model, steps=LOG + 1, batch=self.batch)
-        seconds_per_step(self.samples, made, mode, self.norm)
+        self._run(model)
 
 
-def main(
-    models: Sequence[str] = SIZES,
-    *,
-    edge: int = 256,
-    dates: int = 64,
-    window: int = 32,
-    repeats: int = 3,
-) -> str:
-    """Return a table: for each size of the model, steps of the same loop with and without loading.
-
-    Memory is the process's, read while the runs of that row were on; the process before the first
-    run is given in the title.
-    """
-    import psutil
+def row(model: str, case: Case, folder: Path, *, rounds: int, threads: int) -> dict[str, Any]:
+    """Return the figures of one case: pairs of turns, as many as `rounds`, and their ratios."""
     import torch
 
-    torch.set_num_threads(common.THREADS)
-    folder = Path(tempfile.mkdtemp())
-    rows: list[tuple[Any, ...]] = []
-    batch = 4
-    try:
-        found = samples(store(folder, edge=edge, dates=dates), size=window, dates=12)
-        norm = normaliser(found)
-        bare = psutil.Process().memory_info().rss / 2**20
-        for model in models:
-            made = recipe(model, batch=batch)
-            spent: dict[str, list[float]] = {mode: [] for mode in MODES}
-            with peak() as memory:
-                for n in range(repeats):
-                    for mode in MODES if n % 2 == 0 else reversed(MODES):
-                        spent[mode].append(seconds_per_step(found, made, mode, norm))
-            step = sorted(spent["end to end"])[repeats // 2]
-            kept = common.ratio(spent["resident"], spent["end to end"])
-            rows.append((model, step, batch / step, kept, memory[0]))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    torch.set_num_threads(threads)
+    found = case.samples(folder)
+    norm, made = normaliser(found.take(np.arange(4))), case.recipe(model)
+    each = chunks(found, [np.arange(case.batch)])
+    source = CubeSource(found, made, norm, learn=True)
+    flops, top = step_flops(source, made), ceiling(torch.device("cpu"), "32-true")
+    with peak() as memory:
+        run = measured(found, made, norm, Turns(rounds=rounds, steps=STEPS))
+    took = {m: np.concatenate([t.seconds for t in run.done if t.mode == m]) for m in MODES}
+    rate = case.batch / float(took[STREAM].mean())
+    waited = sum(sum(t.waited) for t in run.done if t.mode == STREAM)
+    used = {m: sum(t.processor for t in run.done if t.mode == m) for m in MODES}
+    return {
+        "model": model,
+        "step": case.what,
+        "threads": threads,
+        "p50, s": float(np.quantile(took[STREAM], 0.5)),
+        "p95, s": float(np.quantile(took[STREAM], 0.95)),
+        "samples/s": rate,
+        "MB/s decoded": rate * each.decoded / each.samples / 1e6,
+        "waits": waited / float(took[STREAM].sum()),
+        "first step, s": run.first_step,
+        "of a matmul": flops / float(np.quantile(took[RESIDENT], 0.5)) / top.flops,
+        "over resident": ratio(run.done),
+        "over resident (CPU)": used[RESIDENT] / used[STREAM],
+        "peak MiB": memory[0],
+    }
+
+
+def main(arguments: Sequence[str] = ()) -> str:
+    """Return a table: steps of the same run with loading and on a batch that is there, in turns.
+
+    Seconds are those with loading; ``waits`` is the share of them in which the step waits for its
+    batch, ``of a matmul`` what resident steps do of a large float32 product's operations a second.
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train")
+    parser.add_argument("--models", nargs="+", default=list(SIZES))
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, common.THREADS])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", action="store_true", help="figures instead of the table")
+    asked = parser.parse_args(list(arguments))
+    keep_heap()  # as `deepsentinel train` does
+    with tempfile.TemporaryDirectory(prefix="train-") as folder:
+        rows = [
+            row(model, CASES[case], Path(folder), rounds=asked.rounds, threads=threads)
+            for model in asked.models
+            for case in asked.cases
+            for threads in asked.threads
+        ]
+    if asked.json:
+        return json.dumps(rows)
     title = (
-        f"Train on {device}, {common.THREADS} threads: {batch} samples of {window} px, 12 of "
-        f"{dates} dates of each sensor, {len(common.BANDS)} bands; median of {repeats} in turns; "
-        f"{bare:,.0f} MiB before the first run"
+        f"Train on the CPU: steps of 16,384 px, 12 of {DATES} dates of each sensor, "
+        f"{len(common.BANDS)} bands; {asked.rounds} pairs of turns of {STEPS} steps, median ratio"
     )
-    head = ("model", "s a step", "samples/s", "end to end over resident", "peak MiB")
     packages = ("deepsentinel", "torch", "lightning", "zarr", "numcodecs")
-    return common.table(title, head, rows, *packages)
+    return common.table(title, list(rows[0]), [list(r.values()) for r in rows], *packages)
 
 
 if __name__ == "__main__":
-    for one in SIZES:  # a table each, so that the first is there while the other runs
-        common.show(main((one,)))
+    common.show(main(sys.argv[1:]))

@@ -26,7 +26,7 @@ from deepsentinel.loading.contract import Contract
 from deepsentinel.loading.normalise import Normaliser
 from deepsentinel.measuring import device as devices
 from deepsentinel.measuring.codec import Chunks, chunks, codec
-from deepsentinel.measuring.steps import LEAST, RESIDENT, STREAM, Turn, Turns, timed
+from deepsentinel.measuring.steps import LEAST, RESIDENT, STREAM, Turn, Turns, ratio, timed
 from deepsentinel.recipe import Recipe
 from deepsentinel.training.sources import CubeSource
 
@@ -152,7 +152,7 @@ def measure(
     tell(3, 4, "operations")
     flops = devices.step_flops(CubeSource(read, recipe, source.norm, learn=True), recipe)
     top = devices.ceiling(device, recipe.train.precision)
-    pairs = _pairs(taken.done)
+    pairs = ratio(taken.done)
     holds, verdict = _verdict(rates, cold, steps, (pairs, device.type == "cpu", recipe))
     tell(4, 4, "done")
     return Found(
@@ -300,12 +300,6 @@ def _steps(turns: Sequence[Turn], mode: str, batch: int, each: float) -> Steps:
     )
 
 
-def _pairs(turns: Sequence[Turn]) -> float:
-    """Return the rate of end to end over resident steps: the median of neighbouring turns."""
-    by = {m: [sum(t.seconds) for t in turns if t.mode == m] for m in (RESIDENT, STREAM)}
-    return statistics.median(a / b for a, b in zip(by[RESIDENT], by[STREAM], strict=True))
-
-
 # -------------------------------------------------------------------------------------- verdict
 
 
@@ -313,8 +307,8 @@ def _verdict(
     rates: Sequence[Rate], cold: Rate | None, steps: Sequence[Steps], rest: tuple[float, bool, Any]
 ) -> tuple[str, str]:
     """Return which part holds training back, and a sentence for a person."""
-    ratio, cpu, recipe = rest
-    unsteady = ratio > 1 / FAST or steps[0].p95 > 1.5 * steps[0].p50
+    kept, cpu, recipe = rest
+    unsteady = kept > 1 / FAST or steps[0].p95 > 1.5 * steps[0].p50
     by = {r.what: r.samples for r in rates}
     loaders = {k: v for k, v in by.items() if k.startswith("loader")}
     best = max(loaders, key=lambda k: loaders[k])
@@ -337,7 +331,7 @@ def _verdict(
             f"{step:.3g} of the device: as long as the store is larger than memory, the disk "
             "holds you back; try a faster disk, or several crops of a sample)"
         )
-    if ratio >= FAST:
+    if kept >= FAST:
         return "disk" if disk else "device", (
             f"The device holds you back: training takes {whole:.3g} samples/s of the {step:.3g} "
             f"that a step allows, and the loader could give {loaders[best]:.3g}"

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,9 @@ def timed(source: Source, recipe: Recipe, turns: Turns) -> InTurns:
         with contextlib.suppress(Enough):
             train(made, {"train": measured}, out=Path(name, "run"))
     return measured
+
+
+def ratio(turns: Sequence[Turn]) -> float:
+    """Return the rate of end to end over resident steps: the median of neighbouring turns."""
+    by = {m: [sum(t.seconds) for t in turns if t.mode == m] for m in (RESIDENT, STREAM)}
+    return statistics.median(a / b for a, b in zip(by[RESIDENT], by[STREAM], strict=True))
