@@ -6,7 +6,9 @@ busy machine slows both sides.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import importlib.util
 import itertools
 import pkgutil
 import time
@@ -21,6 +23,8 @@ import pytest
 import benchmarks
 from benchmarks import build, common, imports, mixing, stream, train
 from benchmarks import open as opening
+from benchmarks.race import __main__ as race_main
+from benchmarks.race import arrays, field, formats, images, loading
 
 ROOT = Path(__file__).resolve().parent.parent
 PREFIXES = ("time_", "track_", "peakmem_", "mem_")
@@ -204,6 +208,81 @@ def test_stream_bars(tmp_path: Path, figure: Any) -> None:
     assert times >= 20, (times, slow)
 
 
+RACE = {
+    "TIFF": lambda t, f: images.geotiff(t, f, "zstd", 0),
+    "zarr-python": lambda t, f: arrays.zarr(t, f, "our store", stream.PYTHON, "slices"),
+    "zarr-python, selection": lambda t, f: arrays.zarr(
+        t, f, "uncompressed", stream.PYTHON, "selection"
+    ),
+    "zarrs, threads": lambda t, f: arrays.zarr(
+        t, f, "without shards", stream.ZARRS, "slices, 2 threads"
+    ),
+    "mapped": lambda t, f: arrays.plain(t, f, arrays.PLAIN[0]),
+    "read": lambda t, f: arrays.plain(t, f, arrays.PLAIN[1]),
+    "files": lambda t, f: arrays.plain(t, f, arrays.PLAIN[2]),
+    "memcpy": lambda t, _: arrays.memcpy(t),
+}
+
+
+@pytest.fixture(scope="module")
+def track(tmp_path_factory: pytest.TempPathFactory) -> field.Course:
+    folder = tmp_path_factory.mktemp("race")
+    return field.course(stream.store(folder, edge=128, dates=16, size=64), size=64, samples=8)
+
+
+@pytest.mark.parametrize("name", list(RACE))
+def test_rivals_deliver_our_batches(name: str, track: field.Course, tmp_path: Path) -> None:
+    field.check(RACE[name](track, tmp_path), track)
+
+
+@pytest.mark.parametrize("layout", ["12 dates", "record per date", "record per date, Blosc"])
+def test_records_hold_what_samples_need(layout: str, track: field.Course) -> None:
+    found = dict(formats.records(track, layout))
+    if layout.startswith("12"):
+        for i, record in found.items():
+            for name in track.pixels:
+                assert np.array_equal(record[loading.key(name)], track.truth[name][i])
+        return
+    data = formats.pieces(track, lambda: found.__getitem__, layout)
+    for i in range(len(data)):
+        for name, value in data[i].items():
+            equal = np.array_equal(value, track.truth[name][i], equal_nan=value.dtype.kind == "f")
+            assert equal, (i, name)
+
+
+def test_a_rival_that_delivers_something_else_is_found(track: field.Course) -> None:
+    good = arrays.memcpy(track)
+    for batch in good.start():
+        first = {k: v.clone() for k, v in batch.items()}
+        break
+    first["s2/reflectance"].numpy()[0, 3, 2, 5, 7] += 1
+    with pytest.raises(AssertionError, match="s2/reflectance"):
+        field.check(dataclasses.replace(good, start=lambda: [first]), track)
+    twice = dataclasses.replace(good, start=lambda: [*good.start(), *good.start()])
+    with pytest.raises(AssertionError, match="memcpy"):
+        field.check(twice, track)
+
+
+def test_dates_differ_between_the_samples_of_a_patch(track: field.Course) -> None:
+    same = [w for w in track.wanted if w.patch == 0]
+    assert len(same) == 2
+    assert same[0].steps["s2/reflectance"] != same[1].steps["s2/reflectance"]
+
+
+def test_a_rival_that_is_absent_says_so(track: field.Course, tmp_path: Path) -> None:
+    ways = [h for h in race_main.heats(track, tmp_path, quick=True) if h.name.startswith("litdata")]
+    if importlib.util.find_spec("litdata"):
+        pytest.fail("the project's environment must not have litdata: it would move torch")
+    best, told = race_main.qualify(ways[0], track)
+    assert best is None
+    assert "No module named 'litdata'" in told[0][1]
+
+
+def test_race_needs_its_environment(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--make-env"):
+        race_main.main(["--env", str(tmp_path / "none")])
+
+
 def test_a_ratio_is_the_median_of_pairs() -> None:
     # one lucky round of ours, and one unlucky one of theirs, decide nothing
     assert common.ratio([1.0, 1.0, 9.0], [2.0, 0.1, 2.0]) == 4.5
@@ -224,6 +303,30 @@ def test_resident_source_gives_one_batch(tmp_path: Path) -> None:
     batches = [f.batch for _, f in zip(range(len(source) + 3), resident, strict=False)]
     assert all(b is batches[0] for b in batches)
     assert len(batches[0]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_crops_bar(tmp_path: Path, figure: Any) -> None:
+    """Random unaligned windows, four a decoded patch: 0.8 of the aligned rate per decoded byte.
+
+    Medians of 21 paired ratios. Windows of half the patch's edge deliver as many pixels as aligned
+    ones, all of them copied once more, which is bound by memory: their figure is printed. The bar
+    is held by four windows of a quarter.
+    """
+    path = stream.store(tmp_path, edge=512, dates=64, size=256)
+    where = stream.race(path, size=256, batch=1, rounds=1)
+    calls = {"aligned": stream.ours(where, 2)}
+    calls |= {f"1/{n}": stream.ours(stream.crops(where, n), 2) for n in (2, 4)}
+    with common.quiet():
+        for call in calls.values():
+            call()
+        spent = common.rounds(calls, 3 * ROUNDS)
+    half, quarter = (common.ratio(spent["aligned"], spent[k]) for k in ("1/2", "1/4"))
+    figure("stream: 4 crops of half the edge, rate per decoded byte / aligned", half, "none")
+    figure("stream: 4 crops of a quarter, rate per decoded byte / aligned", quarter, ">= 0.8")
+    assert quarter >= 0.8, spent
 
 
 # ---------------------------------------------------------------------------------------- mixing
