@@ -256,7 +256,7 @@ def _make_taps(target: Frame, source: Lattice, kernel: Kernel) -> Taps:
         i[-1] - i[0] == len(i) - 1 and (len(w) <= 1) and (len(i) == 1 or i[1] - i[0] == 1)
         for i, w in ((iu, wu), (iv, wv))
     )
-    exact = kernel == "nearest" or bool(found.wu[0] <= 1 and found.wv[0] <= 1)
+    exact = kernel == "nearest" or bool((found.wu <= 1).all() and (found.wv <= 1).all())
     return Taps(
         separable=same,
         iu=iu,
