@@ -43,7 +43,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "cube": (),
     "joining": (),
     "request": (),
-    "files": ("geotiff", "cslc", "rtc"),
+    "files": ("geotiff", "hdf5", "cslc", "rtc"),
     # stores, and what is made of them
     "store": (
         "shards", "layout", "metadata", "disk", "ledger", "swap", "build", "run", "tree", "begin",
@@ -121,7 +121,7 @@ OWNERS = {
         "cubes.worlds",
         "cubes.fields.vectors",
     },
-    "h5py": {"cubes.files.cslc"},
+    "h5py": {"cubes.files.hdf5"},
     "xbatcher": {"cubes.sampling.samples"},
     "lightning": {"deepsentinel.training.train"},
     "matplotlib": {

@@ -7,10 +7,7 @@ D-108278. Needs the extra ``insar`` (h5py).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +17,7 @@ import pandas as pd
 import xarray as xr
 
 from cubes import registry, runs
-from cubes.files import geotiff as files
+from cubes.files import hdf5
 from cubes.files.geotiff import PathLike
 from cubes.radar import insar
 from cubes.radar.geometry import NO_DATA
@@ -32,119 +29,20 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-CHUNK = 1024
-"""Wanted edge of a dask chunk; rounded to whole chunks of the file, 128 px in production."""
-
 IDENTIFICATION = "identification"
 PARAMETERS = "metadata/processing_information/parameters"
 FLATTENING = ("ellipsoidal_flattening_applied", "topographic_flattening_applied")
 STATIC_FILL = 127
 """Fill of ``layover_shadow_mask`` in CSLC-S1-STATIC."""
 
-# ----------------------------------------------------------------------------------------- HDF5
-
-
-@contextmanager
-def _hdf5(path: PathLike) -> Iterator[Any]:
-    """Open an HDF5 file for reading.
-
-    Raises
-    ------
-    CubeError
-        h5py is not installed; the file is missing or no HDF5.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise CubeError(
-            "reading OPERA's HDF5 files needs h5py: pip install 'deepsentinel[insar]'"
-        ) from None
-    if not Path(path).is_file():
-        raise CubeError(f"no such file: {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise CubeError(f"{path} cannot be read as HDF5: {error}") from None
-    with file:
-        yield file
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Dataset:
-    """A two-dimensional HDF5 dataset as something dask can slice: opened for each piece."""
-
-    path: str
-    name: str
-    shape: tuple[int, int]
-    dtype: np.dtype[Any]
-    chunks: tuple[int, int]
-    stamp: tuple[int, int]
-    """Size and time of change: another file under the same name is another array."""
-    ndim: int = 2
-
-    def __getitem__(self, key: tuple[slice, slice]) -> Array:
-        """Return pixels of the dataset."""
-        with _hdf5(self.path) as file:
-            out: Array = file[self.name][key]
-        return out
-
-
-def _value(file: Any, name: str, path: PathLike) -> Any:
-    """Return a scalar of the file as a plain Python value."""
-    if name not in file:
-        raise CubeError(f"{path} lacks {name}: is it an OPERA CSLC-S1 or CSLC-S1-STATIC file?")
-    value = file[name][()]
-    value = value.item() if isinstance(value, np.generic) else value
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _lazy(file: Any, path: PathLike, name: str, coords: Mapping[str, Any]) -> xr.DataArray:
-    import dask.array as da
-
-    stored = file[name]
-    rows, columns = stored.shape
-    inner = stored.chunks or (CHUNK, CHUNK)
-    if any(v > CHUNK for v in inner):
-        chunk = tuple(min(v, n) for v, n in zip(inner, stored.shape, strict=True))
-    else:
-        chunk = tuple(v * max(1, CHUNK // v) for v in inner)
-    source = _Dataset(
-        path=os.fspath(path), name=name, shape=(rows, columns), dtype=stored.dtype,
-        chunks=inner, stamp=files.file_stamp(path),
-    )  # fmt: skip
-    from_array: Any = da.from_array
-    data = from_array(source, chunks=(min(rows, chunk[0]), min(columns, chunk[1])), asarray=False)
-    return xr.DataArray(data, dims=("y", "x"), coords=dict(coords))
-
-
-def _grid(file: Any, path: PathLike) -> dict[str, Any]:
-    """Return the coordinates of a CSLC file's grid: y, x (pixel centres) and spatial_ref.
-
-    Raises
-    ------
-    CubeError
-        The stated spacing is not that of the coordinates.
-    """
-    from affine import Affine
-    from odc.geo.geobox import GeoBox
-    from odc.geo.xr import xr_coords
-
-    x, y = (file[f"data/{axis}_coordinates"][()] for axis in "xy")
-    step_x, step_y = (float(_value(file, f"data/{axis}_spacing", path)) for axis in "xy")
-    for axis, values, step in (("x", x, step_x), ("y", y, step_y)):
-        if len(values) > 1 and not np.allclose(np.diff(values), step, atol=1e-6):
-            raise CubeError(f"{path}: {axis}_coordinates are not {step:g} m apart as it says")
-    epsg = int(_value(file, "data/projection", path))
-    corner = Affine(step_x, 0, x[0] - step_x / 2, 0, step_y, y[0] - step_y / 2)
-    box = GeoBox((len(y), len(x)), corner, f"EPSG:{epsg}")
-    return {str(name): coord for name, coord in xr_coords(box).items()}
+# ---------------------------------------------------------------------------------------- images
 
 
 def _identity(file: Any, path: PathLike) -> dict[str, Any]:
     """Return the attributes that say which acquisition a file holds."""
 
     def value(key: str) -> Any:
-        return _value(file, f"{IDENTIFICATION}/{key}", path)
+        return hdf5.value_of(file, f"{IDENTIFICATION}/{key}", path)
 
     orbit, state = int(value("track_number")), str(value("orbit_pass_direction")).lower()
     return {
@@ -187,8 +85,8 @@ def open_cslc(
     CubeError
         h5py is not installed; no CSLC-S1 file; no such polarisation; not flattened.
     """
-    with _hdf5(path) as file:
-        coords = _grid(file, path)
+    with hdf5.opened(path) as file:
+        coords = hdf5.grid_of(file, path)
         have = [p for p in ("VV", "VH", "HH", "HV") if f"data/{p}" in file]
         wanted = polarisation.upper() if polarisation else (have[0] if have else "")
         if wanted not in have:
@@ -196,21 +94,23 @@ def open_cslc(
                 f"{path} has no polarisation {wanted or '(any)'!r}; it has "
                 f"{', '.join(have) or 'none: is it a STATIC file? then open_cslc_static'}"
             )
-        flags = {k: bool(_value(file, f"{PARAMETERS}/{k}", path)) for k in FLATTENING}
+        flags = {k: bool(hdf5.value_of(file, f"{PARAMETERS}/{k}", path)) for k in FLATTENING}
         if flattened and not all(flags.values()):
             raise CubeError(
                 f"{path} has {', '.join(k for k, v in flags.items() if not v)} = False: its "
                 "interferograms would carry fringes of orbit and terrain. Take a flattened "
                 "product, or pass flattened=False and remove them yourself"
             )
-        out = _lazy(file, path, f"data/{wanted}", coords)
-        start = pd.Timestamp(_value(file, f"{IDENTIFICATION}/zero_doppler_start_time", path))
+        out = hdf5.lazy(file, path, f"data/{wanted}", coords)
+        start = pd.Timestamp(hdf5.value_of(file, f"{IDENTIFICATION}/zero_doppler_start_time", path))
         wavelength = f"{PARAMETERS.removesuffix('/parameters')}/input_burst_metadata/wavelength"
         attrs = {
             **_identity(file, path),
             "time": start.isoformat(),
             "polarisation": wanted.lower(),
-            "wavelength": float(_value(file, wavelength, path)) if wavelength in file else None,
+            "wavelength": float(hdf5.value_of(file, wavelength, path))
+            if wavelength in file
+            else None,
             **flags,
         }
     return out.rename(wanted.lower()).assign_attrs(
@@ -232,14 +132,14 @@ def open_cslc_orbit(path: PathLike) -> xr.Dataset:
     CubeError
         h5py is not installed, or the file has no orbit.
     """
-    with _hdf5(path) as file:
-        epoch = pd.Timestamp(_value(file, "metadata/orbit/reference_epoch", path))
+    with hdf5.opened(path) as file:
+        epoch = pd.Timestamp(hdf5.value_of(file, "metadata/orbit/reference_epoch", path))
         seconds = file["metadata/orbit/time"][()]
         states = {
             what: np.stack([file[f"metadata/orbit/{what}_{axis}"][()] for axis in "xyz"], axis=-1)
             for what in ("position", "velocity")
         }
-        kind = str(_value(file, "metadata/orbit/orbit_type", path))
+        kind = str(hdf5.value_of(file, "metadata/orbit/orbit_type", path))
     times = np.datetime64(epoch.as_unit("ns").to_datetime64()) + np.rint(seconds * 1e9).astype(
         "timedelta64[ns]"
     )
@@ -267,12 +167,12 @@ def open_cslc_static(path: PathLike) -> xr.Dataset:
     CubeError
         h5py is not installed, or no CSLC-S1-STATIC file.
     """
-    with _hdf5(path) as file:
+    with hdf5.opened(path) as file:
         if "data/los_east" not in file:
             raise CubeError(f"{path} has no data/los_east: it is no CSLC-S1-STATIC file")
-        coords = _grid(file, path)
+        coords = hdf5.grid_of(file, path)
         raw = {
-            name: _lazy(file, path, f"data/{stored}", coords)
+            name: hdf5.lazy(file, path, f"data/{stored}", coords)
             for name, stored in {
                 "los_east": "los_east",
                 "los_north": "los_north",

@@ -162,7 +162,7 @@ class _Band:
 
 
 def open_tif(path: PathLike, *, band: int = 1, chunk: int = 1024) -> xr.DataArray:
-    """Return one band of a local GeoTIFF, lazily, (y, x) with its CRS.
+    """Return one band of a local GeoTIFF, lazily, (y, x) with its CRS, metres or degrees.
 
     Parameters
     ----------
@@ -184,7 +184,6 @@ def open_tif(path: PathLike, *, band: int = 1, chunk: int = 1024) -> xr.DataArra
         See `read_tif`; no such band.
     """
     import dask.array as da
-    from odc.geo.xr import xr_coords
 
     header = read_tif(path, pixels=False)
     if not 1 <= band <= header.count:
@@ -196,11 +195,18 @@ def open_tif(path: PathLike, *, band: int = 1, chunk: int = 1024) -> xr.DataArra
     )  # fmt: skip
     from_array: Any = da.from_array
     data = from_array(source, chunks=(min(rows, chunk), min(columns, chunk)), asarray=False)
-    out = xr.DataArray(data, dims=("y", "x"), coords=xr_coords(header.geobox))
+    out = xr.DataArray(data, dims=("y", "x"), coords=_yx(header.geobox))
     nodata = header.nodata
     if out.dtype.kind == "f" and nodata is not None and not np.isnan(nodata):
         out = out.where(out != out.dtype.type(nodata))
     return out
+
+
+def _yx(box: GeoBox) -> dict[str, Any]:
+    """Return coordinates y and x of a grid, whatever its CRS calls its axes."""
+    from odc.geo.xr import xr_coords
+
+    return {str(k): v for k, v in xr_coords(box, always_yx=True).items()}
 
 
 def file_stamp(path: PathLike) -> tuple[int, int]:

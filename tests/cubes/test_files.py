@@ -52,6 +52,19 @@ def test_tifs_come_back_to_the_bit_and_are_the_same_bytes(tmp_path: Path) -> Non
     assert files.open_tif(tmp_path / "one.tif").data.name != lazy.data.name
 
 
+def test_a_tif_in_degrees_opens_as_y_and_x(tmp_path: Path) -> None:
+    box = GeoBox((48, 64), Affine(2e-4, 0, -8.83, 0, -2e-4, 31.84), "EPSG:4326")
+    bands = np.arange(48 * 64, dtype="float32").reshape(1, 48, 64)
+    files.write_tif(tmp_path / "dem.tif", bands, box, nodata=-9999)
+    dem = files.open_tif(tmp_path / "dem.tif", chunk=32)
+    assert dem.dims == ("y", "x")
+    assert dem.odc.geobox == box
+    assert float(dem.y[0]) == pytest.approx(31.84 - 1e-4)
+    np.testing.assert_array_equal(dem, bands[0])
+    utm = dem.odc.reproject("EPSG:32629", resolution=20)
+    assert np.nanmax(utm) > 2900
+
+
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.vrt").write_text('<VRTDataset rasterXSize="1" rasterYSize="1"></VRTDataset>')
     files.write_tif(tmp_path / "a.tif", np.zeros((1, 48, 64), "uint8"), BOX, nodata=0)
