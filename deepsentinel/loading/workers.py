@@ -6,6 +6,7 @@ the buffer. Sending tensors would allocate, fault in and copy 21 MB of shared me
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cubes.sampling.sampleset import Samples
 from cubes.types import CubeError
@@ -81,6 +82,7 @@ class SampleDataset(Dataset[dict[str, Tensor]]):
         self.samples, self.epoch = samples, epoch
         self._shared: tuple[Samples, Shared] | None = None
         self._process = os.getpid()
+        self._guarded = False
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -93,6 +95,9 @@ class SampleDataset(Dataset[dict[str, Tensor]]):
     def __getitems__(self, rows: list[int]) -> list[dict[str, Tensor]]:
         """Return several samples, decoded together."""
         self._not_forked()
+        if not self._guarded and get_worker_info() is not None:
+            self._guarded = True
+            _end_with_parent()
         read = self.samples.read(rows, epoch=self.epoch)
         tensors = {k: torch.from_numpy(v) for k, v in read.items()}
         return [{k: v[i] for k, v in tensors.items()} for i in range(len(rows))]
@@ -107,6 +112,7 @@ class SampleDataset(Dataset[dict[str, Tensor]]):
         self.samples, self.epoch = state["shared"].samples(), state["epoch"]
         self._shared = self.samples, state["shared"]
         self._process = os.getpid()
+        self._guarded = False
 
     def _not_forked(self) -> None:
         if os.getpid() != self._process:
@@ -163,6 +169,7 @@ class Workers:
             batch_sampler=_Sampler(self._keys),
             num_workers=workers,
             collate_fn=_as_is,
+            worker_init_fn=_end_with_parent,
             multiprocessing_context=context,
             prefetch_factor=prefetch,
             persistent_workers=True,
@@ -219,6 +226,23 @@ class Workers:
                 del lease
                 yield tensors
                 del tensors
+
+
+def _end_with_parent(_worker: int = 0) -> None:
+    """Let this worker end when the process that started it does, however that ends.
+
+    torch asks whether the parent of a worker has changed; that is the fork server, and it lives
+    as long as any worker: after a kill of the training process both stayed for good, with all
+    the shared memory.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, name="cubes-parent", daemon=True).start()
 
 
 def _preload() -> None:
