@@ -210,6 +210,27 @@ def ours(where: Race, threads: int, workers: int = 0) -> Callable[[], None]:
     return run
 
 
+def plain_dataloader(where: Race, workers: int) -> Callable[[], None]:
+    """Return torch's own DataLoader over our samples, collated by torch, every batch dropped."""
+    from torch.utils.data import DataLoader
+
+    from deepsentinel.loading.batch import SampleDataset
+
+    one = DataLoader(
+        SampleDataset(where.samples.take(where.rows), epoch=0),
+        batch_size=where.batch,
+        num_workers=workers,
+        multiprocessing_context="forkserver",
+        persistent_workers=True,
+    )
+
+    def run() -> None:
+        for batch in one:
+            assert len(batch["place"])
+
+    return run
+
+
 def xbatcher_documented(where: Race) -> Callable[[], None]:
     """Return xbatcher as its documentation shows: a chunked dataset, patches of it, loaded."""
     import xbatcher
@@ -354,6 +375,7 @@ def contenders(where: Race, pairs: bool) -> dict[str, Callable[[], None]]:
         )
     if not pairs:
         calls["ours, 2 forkserver workers"] = ours(where, 2, 2)
+        calls["torch's DataLoader over our samples, 2 workers"] = plain_dataloader(where, 2)
         calls["zarr-python slices"] = direct(where, PYTHON)
         calls["zarrs slices"] = direct(where, ZARRS)
         calls["xbatcher, no dask, zarr-python"] = xbatcher_best(where, PYTHON)

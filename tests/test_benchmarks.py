@@ -208,6 +208,32 @@ def test_stream_bars(tmp_path: Path, figure: Any) -> None:
     assert times >= 20, (times, slow)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_stream_workers_bar(tmp_path: Path, figure: Any) -> None:
+    """Two forkserver workers: 0.55 of what Blosc alone can do on two threads, 21 paired rounds.
+
+    Beside it, without a bar, a user's own DataLoader over SampleDataset, collated by torch.
+    """
+    path = stream.store(tmp_path, edge=512, dates=64, size=256)
+    where = stream.race(path, size=256, batch=4, rounds=4)
+    calls = {
+        "codec": stream.codec(where, 2),
+        "workers": stream.ours(where, 2, 2),
+        "plain": stream.plain_dataloader(where, 2),
+    }
+    with common.quiet():
+        for call in (*calls.values(), *calls.values()):
+            call()
+        spent = common.rounds(calls, 3 * ROUNDS)
+    of_limit = common.ratio(spent["codec"], spent["workers"])
+    plain = common.ratio(spent["codec"], spent["plain"])
+    figure(f"stream: codec / 2 workers, median of {3 * ROUNDS} pairs", of_limit, ">= 0.55")
+    figure(f"stream: codec / a DataLoader of one's own, {3 * ROUNDS} pairs", plain, "none")
+    assert of_limit >= 0.55, (of_limit, spent)
+
+
 RACE = {
     "TIFF": lambda t, f: images.geotiff(t, f, "zstd", 0),
     "zarr-python": lambda t, f: arrays.zarr(t, f, "our store", stream.PYTHON, "slices"),
