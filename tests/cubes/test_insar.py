@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from odc.geo.xr import wrap_xr
+from odc.geo.xr import wrap_xr, xr_coords
 from scipy.ndimage import gaussian_filter
 
 from cubes.radar import insar
@@ -94,15 +94,47 @@ def test_any_chunking_gives_the_same(chunk: tuple[int, int], figure) -> None:
         figure(f"{name}, chunks {chunk}, off the whole", worst, "1e-6")
 
 
-def test_nan_leaves_only_its_own_pixels_out() -> None:
+def test_nan_stays_where_it_is() -> None:
     a, b = (v[:60, :60] for v in pair(0.9))
     a[20:30, 20:30] = np.nan
-    out = insar.coherence(a, b, window=(3, 3))["coherence"]
-    assert np.isnan(out[21:29, 21:29]).all()
-    assert np.isfinite(out).sum() == 60 * 60 - 64
+    found = insar.coherence(a, b, window=(3, 3))
+    hole = np.zeros((60, 60), bool)
+    hole[20:30, 20:30] = True
+    # of the corners' windows 4 of 9 pixels lie in the image
+    hole[np.ix_([0, -1], [0, -1])] = True
+    for name in ("coherence", "phase"):
+        np.testing.assert_array_equal(np.isnan(found[name]), hole)
+        assert found[name].attrs["least_valid_share"] == 0.5
+    # from either image, and down to one pixel where that is asked for
+    np.testing.assert_array_equal(
+        np.isnan(insar.coherence(b, a.where(True), window=(3, 3))["coherence"]), hole
+    )
+    hole[np.ix_([0, -1], [0, -1])] = False
+    loose = insar.coherence(a, b, window=(3, 3), share=0)["coherence"]
+    np.testing.assert_array_equal(np.isnan(loose), hole)
     nothing = insar.coherence(a.where(False), b, window=(3, 3))
     assert np.isnan(nothing["coherence"]).all()
     assert np.isnan(nothing["phase"]).all()
+    with pytest.raises(CubeError, match=r"share 2 must lie in 0\.\.1"):
+        insar.coherence(a, b, share=2)
+
+
+@pytest.mark.parametrize(("multilook", "side"), [((1, 1), 1), ((1, 2), 2)])
+def test_noise_beside_no_data_is_not_coherent(multilook, side: int, figure) -> None:
+    """Where images end, windows shrink; noise of one column would read 0.4, of one pixel 1."""
+    a, b = (v[:, :200].copy() for v in pair(0.0))
+    a[:, 101:] = np.nan
+    found = insar.coherence(a, b, multilook=multilook)["coherence"][8:-8]
+    edge = -(-101 // side)
+    assert np.isnan(found[:, edge:]).all()
+    assert np.isfinite(found[:, 4 : edge - 1]).all()
+    columns = found[:, 4:edge].mean("y", skipna=True)
+    bar = float(insar.expected_coherence(0, 25)) + 0.02
+    figure(f"noise at the rim of the data, multilook {multilook}", float(columns.max()), f"{bar}")
+    assert float(columns.max()) < bar
+    rng = np.random.default_rng(5)
+    lone = a.where(xr.DataArray(rng.random(a.shape) < 0.02, dims=a.dims))
+    assert np.isnan(insar.coherence(lone, b, multilook=multilook)["coherence"]).all()
 
 
 def test_phase_is_reference_times_conjugate_of_secondary() -> None:
@@ -141,6 +173,18 @@ def test_a_wrapped_ramp_stays_a_ramp(figure) -> None:
     assert np.abs(wrong).max() > 1
 
 
+def placed(image: xr.DataArray, crs: str) -> xr.DataArray:
+    box = GeoBox(image.shape, Affine(10, 0, 500000, 0, -10, 4000000), crs)
+    return image.assign_coords(xr_coords(box))
+
+
+def test_pairs_that_say_what_they_are_in_two_ways_are_taken() -> None:
+    a, b = (placed(v[:50, :50], "EPSG:32610") for v in pair(0.5))
+    a.attrs.update(polarisation="VV", time="2021-01-01T01:00:00+02:00")
+    b.attrs.update(polarisation="vv", time="2021-01-01")
+    assert insar.coherence(a, b)["coherence"].odc.crs == "EPSG:32610"
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -149,6 +193,18 @@ def test_a_wrapped_ramp_stays_a_ramp(figure) -> None:
         (lambda a, b: (a.real, b), "needs complex"),
         (lambda a, b: (a.assign_attrs(burst="t1"), b.assign_attrs(burst="t2")), "different bursts"),
         (lambda a, b: (a.assign_attrs(time="t"), b.assign_attrs(time="t")), "baseline is zero"),
+        (lambda a, b: (a.assign_attrs(polarisation="vv"), b.assign_attrs(polarisation="vh")),
+         "different polarisations, vv and vh"),
+        (lambda a, b: (a.assign_attrs(time="2021-01-13T00:00:00"),
+                       b.assign_attrs(time="2021-01-01T00:00:00")), "later than the secondary"),
+        (lambda a, b: (a.assign_attrs(time="2021-01-01"),
+                       b.assign_attrs(time="2021-01-01T00:00:00.000000")), "one instant"),
+        (lambda a, b: (a.assign_attrs(time="2021-01-01T02:00:00+02:00"),
+                       b.assign_attrs(time="2021-01-01T00:00:00")), "one instant"),
+        (lambda a, b: (a.assign_attrs(time="soon"), b.assign_attrs(time="2021-01-01")),
+         "'soon' is no ISO 8601 time"),
+        (lambda a, b: (placed(a, "EPSG:32610"), placed(b, "EPSG:32611")),
+         "different CRSs, EPSG:32610 and EPSG:32611"),
         (lambda a, b: (a[:3], b[:3]), "larger than the image"),
         (lambda a, b: (a.rename(y="v"), b), "end in"),
     ],
