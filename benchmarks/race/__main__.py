@@ -158,6 +158,8 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
     """Return the table of the race."""
     base = spent[0]
     mb = sum(v.nbytes for v in track.truth.values()) / len(track.wanted) / 1e6
+    every = sum(v.nbytes for v in track.pixels.values()) / track.patches / 1e6
+    ours = rivals[0].nbytes / track.patches / 1e6 / every
     rows = []
     for i, (one, took) in enumerate(zip(rivals, spent, strict=True)):
         rate = 1 / sorted(took)[len(took) // 2]
@@ -168,6 +170,7 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
                 one.layout,
                 "" if not each else "all" if one.fresh else "12",
                 each or "",
+                each / (every if one.fresh else mb) / ours if each else "",
                 rate,
                 rate * mb,
                 common.ratio(took, base),
@@ -175,8 +178,9 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
                 1 / chilly[i] if i in chilly else "",
             )
         )
-    rows[2:] = sorted(rows[2:], key=lambda r: -float(str(r[4])))
-    head = ("who", "layout and way", "dates stored", "MB stored a sample", "samples/s", "MB/s",
+    rows[2:] = sorted(rows[2:], key=lambda r: -float(str(r[5])))
+    head = ("who", "layout and way", "dates stored", "MB stored a sample", "bytes over ours",
+            "samples/s", "MB/s",
             "x slower than ours", "samples/s per MB stored", "samples/s, cold")  # fmt: skip
     n = len(track.wanted)
     title = (
@@ -185,6 +189,29 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
         f"{len(base)} turns"
     )
     return common.table(title, head, rows, *PACKAGES)
+
+
+def bars(rivals: list[Rival], spent: list[list[float]]) -> str:
+    """Return the bars that the race is held for, each with what this run gave."""
+    ours = spent[0]
+    lines = []
+
+    def line(what: str, value: float, bar: float) -> None:
+        lines.append(f"- {what}: {value:.3g} (bar {bar:g}{'' if value >= bar else ', not held'})")
+
+    for one, took in zip(rivals, spent, strict=True):
+        name, ratio = f"{one.name}, {one.layout}", common.ratio(took, ours)
+        if one.name == "xbatcher" and "documented" in one.layout:
+            line(f"ours over {name}", ratio, 60)
+        elif one.name == "zarrs":
+            line(f"ours over {name}", ratio, 2.5)
+        elif one.name in formats.FORMATS or one.name in ("torchgeo RasterDataset", "TensorStore"):
+            line(f"ours over {name}", ratio, 1)
+        elif one.name == "plain .npy files" and one.stored and rivals[0].stored:
+            line(f"ours over {name}", ratio, 0)
+            saved = (one.nbytes / one.stored) / (rivals[0].nbytes / rivals[0].stored)
+            line(f"ours over {name}, per byte stored", ratio * saved, 1)
+    return "\n".join(["Bars (medians of paired ratios):", "", *lines, ""])
 
 
 def main(arguments: Sequence[str] = ()) -> str:
@@ -221,6 +248,7 @@ def main(arguments: Sequence[str] = ()) -> str:
         spent = list(common.rounds(calls, repeats).values())
         spent = [[s / r.n for s in t] for t, r in zip(spent, rivals, strict=True)]
         text = table(track, rivals, spent, cold(rivals, 1 if chosen.quick else 2))
+        text += "\n" + bars(rivals, spent)
         rivals.clear()
         gc.collect()
     notes = ["Qualifying (one line a heat; what could not run says why):", "", *told, ""]
