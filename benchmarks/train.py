@@ -141,7 +141,7 @@ class Train:
     params = [["nano"], [RESIDENT, STREAM]]
     param_names = ["model", "mode"]
     timeout = 300
-    edge, dates, window, steps, batch, threads = 256, 24, 32, 4, 4, common.THREADS
+    edge, dates, window, steps, batch, threads = 256, 24, 32, 3, 4, common.THREADS
     quick = {"edge": 64, "dates": 3, "window": 16, "steps": 1, "batch": 2, "threads": 1}
 
     def setup_cache(self) -> str:

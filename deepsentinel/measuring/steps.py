@@ -37,8 +37,10 @@ class Turns:
 
     rounds: int = 5
     """Pairs of turns, one on the resident batch and one with loading; fixed beforehand."""
-    steps: int = 8
-    """Timed in a turn, after `SETTLE` that are not."""
+    steps: int = 9
+    """Timed in a turn, after `SETTLE` that are not: a multiple of the batches that the loader has
+    under way (prefetch + 1, 3), for where reading is slow these become ready together. With 2 steps
+    a loader that took 2 s a batch was seen to cost nothing."""
     seconds: float = float("inf")
     """No further round begins after so long; there are always `LEAST`."""
 
