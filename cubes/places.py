@@ -15,6 +15,7 @@ import shapely
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from cubes.bounds import cut_at_180, outline
 from cubes.grid import as_aoi
 from cubes.types import AOI, CubeError, Grid
 from cubes.zones import by_zone_of
@@ -24,6 +25,8 @@ EQUAL_AREA = "EPSG:6933"
 
 SOUTHERNMOST, NORTHERNMOST = -60.0, 82.8
 """No land but Antarctica lies further south; Sentinel-2 sees no further north."""
+
+_UTM = shapely.box(-180, -80, 180, 84)
 
 PATCH = 2560.0
 """Edge of a patch in metres: 256 pixels of 10 m, one cell of the lattice."""
@@ -219,8 +222,9 @@ def patches(geometries: Any, *, size: float = PATCH, resolution: float = 10.0) -
     pandas.DataFrame
         One row per geometry and cell: ``row`` (index label of the source), ``crs``, ``x``, ``y``
         (west and north edge, metres), ``share`` (of the cell that the geometry covers), ``aoi``
-        and ``grid``. Rows that match no cell (empty, or beyond the range of UTM) are listed in
-        ``attrs["unmatched"]``.
+        and ``grid``. Of a cell over 180 degrees ``aoi`` is the larger side, and of one over an
+        end of UTM's range the part within; ``grid`` is always the whole cell. Rows that match no
+        cell are listed in ``attrs["unmatched"]``, and why, in that order, in ``attrs["reasons"]``.
 
     Raises
     ------
@@ -231,30 +235,56 @@ def patches(geometries: Any, *, size: float = PATCH, resolution: float = 10.0) -
         raise CubeError(f"a patch of {size} m is not a whole number of pixels of {resolution} m")
     rows: list[dict[str, Any]] = []
     unmatched: list[Any] = []
+    reasons: list[str] = []
     for label, geometry in _labelled(geometries):
-        cells = list(_cells(geometry, size, resolution)) if _coverable(geometry) else []
-        if not cells:
+        reason = _uncoverable(geometry)
+        if reason is None:
+            cells = _cells(geometry, size, resolution)
+            rows += [{"row": label, **_patch(c, size, resolution)} for c in cells]
+        else:
             unmatched.append(label)
-        rows += [{"row": label, **_patch(c, size, resolution)} for c in cells]
+            reasons.append(reason)
     table = pd.DataFrame(rows, columns=["row", "crs", "x", "y", "share", "aoi", "grid"])
-    table.attrs["unmatched"] = unmatched
+    table.attrs["unmatched"], table.attrs["reasons"] = unmatched, reasons
     return table
 
 
-def _labelled(geometries: Any) -> Iterable[tuple[Any, BaseGeometry]]:
+def _labelled(geometries: Any) -> Iterable[tuple[Any, Any]]:
     if hasattr(geometries, "to_crs"):
         if geometries.crs is None:
             raise CubeError("the table of geometries has no CRS; set one with .set_crs(...)")
         series = geometries.to_crs("EPSG:4326").geometry
+        if geometries.crs.is_projected:
+            return [(label, _unrolled(geometry)) for label, geometry in series.items()]
         return list(series.items())
     return list(enumerate(geometries))
 
 
-def _coverable(geometry: Any) -> bool:
+def _unrolled(geometry: Any) -> Any:
+    """Return what was projected to degrees, cut at 180 where its edges jump across the world."""
+    if geometry is None or geometry.is_empty or np.ptp(geometry.bounds[::2]) <= 180:
+        return geometry
+    return cut_at_180(
+        shapely.transform(geometry, lambda xy: xy + np.where(xy[:, :1] < 0, [[360, 0]], [[0, 0]]))
+    )
+
+
+def _uncoverable(geometry: Any) -> str | None:
+    """Return why a geometry has no cells, None where it has."""
     if geometry is None or geometry.is_empty:
-        return False
-    _, south, _, north = geometry.bounds
-    return bool(south >= -80 and north <= 84)
+        return "empty"
+    bounds = shapely.bounds(shapely.get_parts(geometry))
+    west, south, east, north = geometry.bounds
+    if not np.isfinite(bounds).all():
+        return "coordinates that are no numbers"
+    if south < -80 or north > 84:
+        return f"latitudes {south:.2f} to {north:.2f} leave the range of UTM (-80 to 84)"
+    if (bounds[:, 2] - bounds[:, 0] > 180).any() or west < -180 or east > 360:
+        return (
+            f"a part of longitudes {west:.2f} to {east:.2f}: over 180 degrees write a MultiPolygon "
+            "with a part on either side; metres need a table with a CRS"
+        )
+    return None
 
 
 def _cells(
@@ -300,15 +330,14 @@ def _touched(flat: BaseGeometry, size: float, slack: float) -> list[tuple[float,
 def _patch(cell: tuple[str, float, float, float], size: float, resolution: float) -> dict[str, Any]:
     from affine import Affine
     from odc.geo.geobox import GeoBox
-    from pyproj import Transformer
 
     crs, west, north, share = cell
     edge = round(size / resolution)
     box = GeoBox((edge, edge), Affine(resolution, 0, west, 0, -resolution, north), crs)
-    back = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    outline = shapely.segmentize(shapely.box(west, north - size, west + size, north), size / 4)
-    polygon = shapely.transform(outline, lambda xy: np.column_stack(back.transform(*xy.T)))
+    whole = outline((west, north - size, west + size, north), crs, size / 4)
+    within = shapely.get_parts(shapely.intersection(whole, _UTM))
+    area = max(within, key=lambda part: float(part.area))
     return {
-        "crs": crs, "x": west, "y": north, "share": share, "aoi": as_aoi(polygon),
+        "crs": crs, "x": west, "y": north, "share": share, "aoi": as_aoi(area),
         "grid": Grid(geobox=box),
     }  # fmt: skip

@@ -25,6 +25,7 @@ import pandas as pd
 import shapely
 import xarray as xr
 
+from cubes.bounds import outline
 from cubes.corpora import card, stacdocs
 from cubes.corpora.remote import Remote, connect
 from cubes.store import ledger, opened
@@ -233,17 +234,13 @@ def _row(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _footprint(plan: Plan) -> Any:
-    from pyproj import Transformer
-
     box = plan.geobox
     if box.crs is None:
         raise CubeError("a cube without a CRS has no place on Earth; it cannot be published")
-    back = Transformer.from_crs(box.crs.proj, "EPSG:4326", always_xy=True)
-    edge = box.boundingbox
-    outline = shapely.box(*edge.bbox)
     # its edges bend: over 5 km by 0.5 m at 45 degrees of latitude, by 3 m at 80
-    outline = shapely.segmentize(outline, 5000.0 if box.crs.projected else 0.05)
-    return shapely.transform(outline, lambda xy: np.column_stack(back.transform(*xy.T)).round(7))
+    step = 5000.0 if box.crs.projected else 0.05
+    found = outline(box.boundingbox.bbox, box.crs.proj, step)
+    return shapely.transform(found, lambda xy: xy.round(7))
 
 
 def _span(plan: Plan) -> tuple[pd.Timestamp, pd.Timestamp]:

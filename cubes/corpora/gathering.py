@@ -311,7 +311,7 @@ class _Gathering:
         for _, block in cells.groupby(["crs", cells["y"] // side, cells["x"] // side], sort=False):
             # the cells' own searches are for the boxes around their pixels: a little wider
             where = shapely.union_all([aoi.geometry.envelope for aoi in block["aoi"]]).envelope
-            wide = where.buffer(0.05, join_style="mitre")
+            wide = shapely.clip_by_rect(where.buffer(0.05, join_style="mitre"), -180, -90, 180, 90)
             with contextlib.ExitStack() as inside:
                 why = None
                 if any(self.kept(aoi.name) is None for aoi in block["aoi"]):

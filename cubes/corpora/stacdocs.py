@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from cubes.bounds import lonlat_bbox
 from cubes.corpora.card import Source
 from cubes.store import metadata
 from cubes.types import TIME_COORDS, Axis, CubeError, Plan
@@ -127,7 +128,7 @@ def item(name: str, row: pd.Series, plan: Plan, collection: str) -> dict[str, An
         "id": name,
         "collection": collection,
         "geometry": json.loads(shapely.to_geojson(row["geometry"])),
-        "bbox": list(row["geometry"].bounds),
+        "bbox": list(lonlat_bbox(row["geometry"])),
         "properties": properties,
         "links": links,
         "assets": {"cube": {**_asset(name, row), "href": f"../cubes/{name}.zarr"}},
@@ -270,7 +271,7 @@ def collection(
     assets : mapping
         Files beside the collection.
     """
-    bounds = shapely.total_bounds(table["geometry"].to_numpy()).tolist()
+    bounds = list(lonlat_bbox(shapely.union_all(table["geometry"].to_numpy())))
     span = [utc(table["start"].min()), utc(table["end"].max())]
     layers = list(dict.fromkeys(n for row in table["layers"] for n in row))
     links: list[dict[str, Any]] = [

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from odc.geo.xr import xr_coords
 
 import cubes
 from cubes.corpora import card, publishing, remote, stacdocs
-from cubes.corpora.corpus import Corpus, corpus, open_corpus
+from cubes.corpora.corpus import Corpus, _footprint, corpus, open_corpus
 from cubes.corpora.publishing import publish, verify_corpus
 from cubes.store import verbs as store
 from cubes.types import Layout
@@ -545,6 +546,32 @@ def test_a_thousand_samples_on_s3_open_in_two_seconds(
 
 
 # ----------------------------------------------------------------------------------------- zones
+
+
+def test_footprints_over_180_degrees_and_a_pole_are_cut_there() -> None:
+    """RFC 7946, 3.1.9 and 5.2: a part on either side, and a bbox whose west is above its east."""
+    from cubes.bounds import lonlat_bbox, outline
+    from cubes.grid import as_aoi, geobox
+
+    box = geobox(as_aoi((179.999, -16.9), size=2560))
+    found = _footprint(SimpleNamespace(geobox=box))  # type: ignore[arg-type]
+    assert found.geom_type == "MultiPolygon"
+    sides = [part.bounds for part in found.geoms]
+    assert {(b[0] == -180, b[2] == 180) for b in sides} == {(True, False), (False, True)}
+    width = sum(b[2] - b[0] for b in sides)
+    assert width == pytest.approx(2560 / (111_320 * np.cos(np.deg2rad(16.9))), rel=0.02)
+    west, _, east, _ = lonlat_bbox(found)
+    assert 179.9 < west < 180
+    assert -180 < east < -179.9
+    # one cube around the North Pole, on a polar grid: every longitude, up to 90 degrees
+    polar = outline((-500_000, -500_000, 500_000, 500_000), "EPSG:3413", 5000.0)
+    assert polar.is_valid
+    assert polar.bounds[0] == -180
+    assert polar.bounds[2:] == (180, 90)
+    assert 83 < polar.bounds[1] < 86
+    assert shapely.contains_xy(polar, 100.0, 89.0)
+    # and what is wide, but does not cross, stays as it is
+    assert lonlat_bbox(shapely.box(-180, -10, 180, 10)) == (-180, -10, 180, 10)
 
 
 def test_an_area_over_two_zones_becomes_two() -> None:

@@ -184,3 +184,58 @@ def test_points_lie_where_their_columns_say() -> None:
     x, y = (table["aoi"].map(lambda a, k=k: getattr(a.geometry, k)) for k in "xy")
     assert np.abs(x - table["lon"]).max() < 1e-6
     assert np.abs(y - table["lat"]).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        shapely.box(179.97, -16.9, 180, -16.85),
+        shapely.box(-180, -16.9, -179.97, -16.85),
+        shapely.MultiPolygon(
+            [shapely.box(179.97, 65, 180, 65.03), shapely.box(-180, 65, -179.97, 65.03)]
+        ),
+        shapely.box(-35, 83.95, -34.9, 83.999),
+        shapely.box(-35, -79.99, -34.9, -79.95),
+    ],
+)
+def test_cells_at_180_degrees_and_at_the_ends_of_utm(box: shapely.Geometry) -> None:
+    """They once ended the call, and every other row went with them."""
+    from pyproj import Geod
+
+    table = places.patches([shapely.box(5, 50, 5.05, 50.05), box])
+    assert table.attrs["unmatched"] == []
+    assert set(table["row"]) == {0, 1}
+    here = table[table["row"] == 1]
+    area = sum(
+        abs(Geod(ellps="WGS84").geometry_area_perimeter(part)[0]) for part in shapely.get_parts(box)
+    )
+    assert here["share"].sum() * 2560**2 == pytest.approx(area, rel=4e-3)
+    for aoi, grid in zip(here["aoi"], here["grid"], strict=True):
+        west, _, east, _ = aoi.geometry.bounds
+        assert east - west < 0.5
+        assert grid.geobox.shape == (256, 256)
+
+
+def test_rows_in_metres_over_180_degrees_have_cells_on_both_sides() -> None:
+    middle = gpd.GeoSeries([shapely.Point(180, -16.9)], crs="EPSG:4326").to_crs("EPSG:32660")
+    table = places.patches(middle.buffer(6000, cap_style="square"))
+    assert set(table["crs"]) == {"EPSG:32660", "EPSG:32601"}
+    assert table["share"].sum() * 2560**2 == pytest.approx(12_000**2, rel=3e-3)
+    assert len(table) < 80
+
+
+def test_rows_without_cells_say_why() -> None:
+    rows = [
+        shapely.box(5, 50, 5.05, 50.05),
+        shapely.Polygon(),
+        shapely.box(-179.99, 10, 179.99, 11),
+        shapely.box(500_000, 10, 500_100, 80),
+        shapely.box(0, 85, 1, 86),
+    ]
+    table = places.patches(rows)
+    assert set(table["row"]) == {0}
+    assert table.attrs["unmatched"] == [1, 2, 3, 4]
+    for reason, word in zip(
+        table.attrs["reasons"], ["empty", "either side", "CRS", "range of UTM"], strict=True
+    ):
+        assert word in reason
