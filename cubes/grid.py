@@ -313,7 +313,7 @@ def lonlat_bounds(box: GeoBox) -> tuple[float, float, float, float]:
 
 
 def like(dataset: Any) -> Grid:
-    """Return the grid of an xarray object that has a CRS (through odc-geo), to build beside it.
+    """Return the grid of a cube or xarray object with a CRS (through odc-geo), to build beside it.
 
     Raises
     ------
@@ -322,6 +322,13 @@ def like(dataset: Any) -> Grid:
     """
     import odc.geo.xr  # noqa: F401  registers the accessor
 
+    if hasattr(dataset, "children"):  # a cube: its groups lie on one grid
+        dataset = next(iter(dataset.children.values()), dataset).to_dataset()
+    if not hasattr(dataset, "odc"):
+        raise CubeError(
+            f"like= takes a cube, a Dataset or a DataArray, not a {type(dataset).__name__}; of a "
+            "GeoBox or Grid it is grid="
+        )
     box = dataset.odc.geobox
     if box is None or box.crs is None:
         raise CubeError("this object has no grid with a CRS; write one with .odc.assign_crs(...)")

@@ -27,7 +27,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "names": (),
     "grid": (),
     "physics": (),
-    "radar": ("insar", "geometry", "speckle"),
+    "radar": ("insar", "geometry", "speckle", "regridding"),
     "optical": ("nbar", "composites"),
     "series": (),
     "runs": (),
@@ -43,7 +43,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "cube": (),
     "joining": (),
     "request": (),
-    "files": ("geotiff", "hdf5", "cslc", "rtc"),
+    "files": ("geotiff", "annotation", "hdf5", "laying", "placing", "cslc", "rtc"),
     # stores, and what is made of them
     "store": (
         "shards", "layout", "metadata", "disk", "ledger", "swap", "build", "run", "tree", "begin",

@@ -17,12 +17,12 @@ import pandas as pd
 import xarray as xr
 
 from cubes import registry, runs
-from cubes.files import hdf5
+from cubes.files import hdf5, laying, placing
 from cubes.files.geotiff import PathLike
 from cubes.radar import insar
 from cubes.radar.geometry import NO_DATA
 from cubes.series import PASS_GAP, track_label
-from cubes.types import CubeError
+from cubes.types import CubeError, Grid
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -44,6 +44,7 @@ def _identity(file: Any, path: PathLike) -> dict[str, Any]:
     def value(key: str) -> Any:
         return hdf5.value_of(file, f"{IDENTIFICATION}/{key}", path)
 
+    made = "processing_date_time"
     orbit, state = int(value("track_number")), str(value("orbit_pass_direction")).lower()
     return {
         "burst": str(value("burst_id")),
@@ -53,6 +54,7 @@ def _identity(file: Any, path: PathLike) -> dict[str, Any]:
         "absolute_orbit": int(value("absolute_orbit_number")),
         "platform": str(value("mission_id")),
         "product_version": str(value("product_version")),
+        "processed": str(value(made)) if f"{IDENTIFICATION}/{made}" in file else "",
         "look_direction": str(value("look_direction")).lower(),
     }
 
@@ -208,47 +210,59 @@ def open_cslc_static(path: PathLike) -> xr.Dataset:
 def open_pairs(
     paths: Iterable[PathLike],
     *,
-    geobox: GeoBox | None = None,
+    grid: Grid | GeoBox | None = None,
+    like: Any = None,
     baselines: Sequence[int] = (6, 12),
     window: insar.Window = insar.DEFAULT_WINDOW,
-    multilook: insar.Window = (1, 2),
+    multilook: insar.Window | None = None,
 ) -> xr.Dataset:
     """Return the ``insar`` group of a cube from CSLC-S1 products: every pair they make, lazily.
 
-    Coherence and phase are estimated burst by burst in the images' posting, multilooked, brought to
-    the grid by the layers' kernel (nearest: no angle is interpolated), then bursts of one pass are
-    laid over each other, the first with data winning.
+    Coherence and phase are estimated burst by burst in the images' posting, of the part that the
+    grid needs, multilooked to about the grid's pixels, brought to the grid by the layers' kernel
+    (nearest: no angle is interpolated), then bursts of one pass are laid over each other: where two
+    overlap, the one with more data around a pixel wins, so that no burst's rim (windows of fewer
+    looks) covers another's inside; of equals the first by name.
+
+    Of one burst, pass and polarisation processed twice the newest is taken: by product version,
+    then by time of processing; the others stand in the attribute ``superseded``.
 
     Parameters
     ----------
     paths : iterable of path
         CSLC-S1 files of any bursts, tracks, dates and polarisations.
-    geobox : GeoBox, optional
-        The grid, in the bursts' projection; by default that of the multilooked burst, where there
-        is one alone.
+    grid : Grid or GeoBox, optional
+        The grid, in the bursts' projection (of a `Grid` without a place: over all of the bursts);
+        by default that of the multilooked burst, where there is one alone.
+    like : xarray object, optional
+        One that lies on the wanted grid, in place of `grid`.
     baselines : sequence of int
         Temporal baselines in days.
     window, multilook : (int, int)
-        Rows and columns, see `cubes.radar.insar.coherence`; two columns of OPERA's 10 x 5 m
-        make 10 m.
+        Rows and columns, see `cubes.radar.insar.coherence`. By default as many looks as come
+        nearest to a pixel of the grid: of OPERA's 10 x 5 m one row and two columns for 10 m, three
+        and six for 30 m. Where they are exactly one, blocks of looks lie as the grid's pixels do.
 
     Returns
     -------
     xarray.Dataset
         ``coherence`` (pair, pol, y, x) float32 0..1 and ``phase`` float32 rad, NaN = no data, with
-        the coordinates of pairs. ``perpendicular_baseline`` is NaN: not computed here.
+        the coordinates of pairs; attributes ``window``, ``multilook``, ``resampling``,
+        ``bursts`` (all that were used) and, where there are any, ``superseded``.
+        ``perpendicular_baseline`` is NaN: not computed here.
         ``looks_effective`` (pair), float64, on dask: what window and multilook are worth in
         independent looks, see `cubes.radar.insar.lazy_looks`.
 
     Raises
     ------
     CubeError
-        Fewer than two files, no pair of these baselines, several bursts without `geobox`, or
-        a grid in another projection.
+        Fewer than two files, no pair of these baselines, several bursts without a grid, or
+        a grid in another projection; two files of one acquisition that nothing tells apart.
     """
     images, table = _images(paths)
+    newest, superseded = laying.newest(table)
     found = pd.concat(
-        [runs.pairs(part, baselines=baselines) for _, part in table.groupby("pol", sort=True)]
+        [runs.pairs(part, baselines=baselines) for _, part in newest.groupby("pol", sort=True)]
     )
     if found.empty:
         raise CubeError(
@@ -256,8 +270,12 @@ def open_pairs(
             f"{' or '.join(map(str, baselines))} days apart"
         )
     bursts = sorted(set(found["burst"]))
-    if geobox is None and len(bursts) > 1:
-        raise CubeError(f"the pairs lie in {len(bursts)} bursts: give geobox= to mosaic them")
+    box = placing.box(images, grid, like)
+    if box is None and len(bursts) > 1:
+        raise CubeError(
+            f"the pairs lie in {len(bursts)} bursts: give grid= or like= to mosaic them"
+        )
+    looks = multilook if multilook is not None else placing.looks(images[0], box)
     found = found.assign(
         pol=[table["pol"][i] for i in found["reference"]],
         _first=[table["pass"][i] for i in found["reference"]],
@@ -269,26 +287,30 @@ def open_pairs(
         parts = {}
         for pol, mine in rows.groupby("pol"):
             ordered = mine.sort_values("burst")
-            made = [
-                _on(
-                    insar.coherence(images[r], images[s], window=window, multilook=multilook),
-                    geobox,
+            made = []
+            for both in zip(ordered["reference"], ordered["secondary"], strict=True):
+                one_image, other = (placing.cut(images[i], box, window, looks) for i in both)
+                made.append(
+                    placing.on(
+                        insar.coherence(one_image, other, window=window, multilook=looks), box
+                    )
                 )
-                for r, s in zip(ordered["reference"], ordered["secondary"], strict=True)
-            ]
-            parts[str(pol)] = _mosaic(made)
+            parts[str(pol)] = laying.mosaic(made, laying.reach(window, looks))
         empty = xr.full_like(next(iter(parts.values())), np.nan)
         one = xr.concat([parts.get(p, empty) for p in pols], pd.Index(pols, name="pol"))
         used = sorted({*rows["reference"], *rows["secondary"]})
-        looks = insar.lazy_looks([images[i] for i in used], window, multilook)
+        worth = insar.lazy_looks([images[i] for i in used], window, looks)
         steps.append(
             one.expand_dims("pair").assign_coords(
-                {**_pair_coords(rows, images, table), "looks_effective": ("pair", looks)}
+                {**_pair_coords(rows, images, table), "looks_effective": ("pair", worth)}
             )
         )
     out = xr.concat(steps, "pair", combine_attrs="override")
     for name, array in out.data_vars.items():
         array.attrs["resampling"] = registry.layer(f"insar/{name}").kernel
+        array.attrs["bursts"] = ", ".join(bursts)
+        if superseded:
+            array.attrs["superseded"] = ", ".join(superseded)
     return out
 
 
@@ -302,6 +324,7 @@ def _images(paths: Iterable[PathLike]) -> tuple[list[xr.DataArray], pd.DataFrame
         rows.append({
             "time": pd.Timestamp(attrs["time"]), "track": attrs["track"], "burst": attrs["burst"],
             "pol": attrs["polarisation"], "item": Path(path).stem,
+            "version": attrs["product_version"], "processed": attrs.get("processed", ""),
         })  # fmt: skip
     if len(images) < 2:
         raise CubeError(f"{len(images)} CSLC-S1 files make no pair: give two or more")
@@ -313,42 +336,6 @@ def _images(paths: Iterable[PathLike]) -> tuple[list[xr.DataArray], pd.DataFrame
     ranks = list(zip(started, order["track"], strict=True))
     known = {key: number for number, key in enumerate(sorted(set(ranks)))}
     return images, table.assign(**{"pass": pd.Series([known[k] for k in ranks], order.index)})
-
-
-def _on(pair: xr.Dataset, geobox: GeoBox | None) -> xr.Dataset:
-    """Return a pair on a grid, by the nearest pixel; as it is without one."""
-    from odc.geo.xr import xr_coords
-
-    source = pair.odc.geobox
-    if geobox is None or source == geobox:
-        return pair
-    if source.crs != geobox.crs:
-        raise CubeError(
-            f"the burst lies in {_code(source)}, the grid in {_code(geobox)}: give a grid in the "
-            "burst's own projection, or regrid coherence and phase (the latter with "
-            "cubes.radar.insar.regrid_phase)"
-        )
-    # by coordinates: exact, lazy, and no angle is interpolated
-    out = pair
-    for dim in ("y", "x"):
-        half = abs(float(getattr(source.resolution, dim))) / 2 * (1 + 1e-9)
-        place = np.asarray(geobox.coordinates[dim].values)
-        out = out.reindex({dim: place}, method="nearest", tolerance=half)
-    return out.assign_coords({str(k): v for k, v in xr_coords(geobox).items()})
-
-
-def _code(box: GeoBox) -> str:
-    epsg = box.crs.epsg if box.crs is not None else None
-    return f"EPSG:{epsg}" if epsg else str(box.crs)
-
-
-def _mosaic(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Return datasets of one grid laid over each other; coherence decides for both layers."""
-    out = parts[0]
-    for more in parts[1:]:
-        have = ~np.isnan(out["coherence"])
-        out = xr.Dataset({name: out[name].where(have, more[name]) for name in out})
-    return out
 
 
 def _pair_coords(

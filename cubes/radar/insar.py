@@ -83,12 +83,13 @@ def coherence(
     interferogram, power_a, power_b = (
         _multilooked(_window_mean(v, window, share), multilook, share) for v in _products(a, b)
     )
-    denominator = np.sqrt(power_a * power_b)
-    gamma = (abs(interferogram) / denominator).where(denominator > 0)
+    denominator: xr.DataArray = (power_a * power_b) ** 0.5
+    some = denominator > 0
+    gamma = abs(interferogram) / denominator.where(some)  # NaN divides without a warning, 0 not
     # rounding can leave 1 + 1e-16
     magnitude = gamma.clip(0, 1).astype("float32")
     angle: xr.DataArray = xr.apply_ufunc(np.angle, interferogram, dask="allowed")
-    phase = angle.where(denominator > 0)
+    phase = angle.where(some)
     attrs = {
         "window": list(window),
         "multilook": list(multilook),

@@ -260,10 +260,10 @@ def test_pairs_of_bursts_and_polarisations_make_a_group(tmp_path: Path) -> None:
             with h5py.File(path, "r+") as file:  # the second burst 150 rows further south
                 file["data/y_coordinates"][...] -= 1500 * place
             paths.append(path)
-    with pytest.raises(CubeError, match="lie in 2 bursts: give geobox="):
+    with pytest.raises(CubeError, match="lie in 2 bursts: give grid= or like="):
         cslc.open_pairs(paths)
     box = GeoBox((310, 120), Affine(10, 0, 157_320, 0, -10, 2_172_300), "EPSG:32605")
-    group = cslc.open_pairs(paths, geobox=box, baselines=(12,))
+    group = cslc.open_pairs(paths, grid=box, baselines=(12,))
     assert group.coherence.dims == group.phase.dims == ("pair", "pol", "y", "x")
     assert group.coherence.chunks is not None
     assert group.pair.to_numpy().tolist() == ["20221216T145959_20221228T145959_87D"]
@@ -285,7 +285,7 @@ def test_pairs_of_bursts_and_polarisations_make_a_group(tmp_path: Path) -> None:
         assert np.angle(np.exp(1j * part.phase).mean().item()) == pytest.approx(phase, abs=0.02)
     other = GeoBox((40, 40), box.affine, "EPSG:32604")
     with pytest.raises(CubeError, match="burst lies in EPSG:32605, the grid in EPSG:32604"):
-        cslc.open_pairs(paths, geobox=other)
+        cslc.open_pairs(paths, grid=other)
     alone = cslc.open_pairs(paths[:3])
     assert alone.temporal_baseline.to_numpy().tolist() == [6, 12, 6]
     direct = insar.coherence(
