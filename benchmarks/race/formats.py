@@ -276,7 +276,7 @@ def base() -> Any:
 def mds(course: Course, folder: Path, layout: str, compressed: bool, workers: int) -> Rival:
     """Return MosaicML streaming: MDS shards, StreamingDataset and StreamingDataLoader.
 
-    Compressed shards are expanded into a cache on the disk; it may hold three of them, as it would
+    Compressed shards are expanded into a cache on the disk; it may hold some of them, as it would
     of a data set larger than the disk, or compression would save nothing. The workers are forked,
     which is its default: a fresh process could not import the package (see `base`).
     """
@@ -290,7 +290,7 @@ def mds(course: Course, folder: Path, layout: str, compressed: bool, workers: in
                 columns = dict.fromkeys(record, "ndarray")
                 how = {"compression": "zstd:1"} if own else {}
                 writer = streaming.MDSWriter(
-                    out=str(fresh(path)), columns=columns, size_limit=CHUNK, **how
+                    out=str(fresh(path)), columns=columns, size_limit=CHUNK // (1 + own), **how
                 )
             writer.write({k: _number(v) for k, v in record.items()})
         assert writer is not None
@@ -299,7 +299,7 @@ def mds(course: Course, folder: Path, layout: str, compressed: bool, workers: in
     how = {"local": str(path)}
     if own:
         cache = fresh(folder / "mds-cache")
-        how = {"remote": str(path), "local": str(cache), "cache_limit": 4 * CHUNK}
+        how = {"remote": str(path), "local": str(cache), "cache_limit": 3 * CHUNK}
     if not layout.startswith("12"):
         data: Any = pieces(course, partial(open_mds, str(path), course.where.batch), layout)
         # opened here, before the fork: two processes would not agree on its shared memory
