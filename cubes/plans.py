@@ -54,9 +54,19 @@ class Want:
 
 
 def offset_shift(
-    rule: str, properties: Mapping[str, Any], item: str, *, baseline: str | None = None
+    rule: str,
+    properties: Mapping[str, Any],
+    item: str,
+    *,
+    baseline: str | None = None,
+    asset: Mapping[str, Any] | None = None,
 ) -> float:
     """Return what brings an item's digital numbers to ESA's convention of today (+1000 inside).
+
+    Everything that an item says of it must agree: its processing baseline (as a property, in the
+    names of product, datastrip and granule), ``earthsearch:boa_offset_applied``, and the offset of
+    the asset (``raster:bands`` or ``raster:offset``; not under the rule ``earthsearch_flag``
+    where the flag is true: Earth Search then writes -0.1 although it has been removed).
 
     Parameters
     ----------
@@ -65,40 +75,125 @@ def offset_shift(
     properties : mapping
         The STAC item's properties.
     item : str
-        Its id, for messages.
+        Its id, in which the name of the product may stand.
     baseline : str, optional
-        Processing baseline known otherwise, such as from the product name; the property wins.
+        Processing baseline known otherwise.
+    asset : mapping, optional
+        The asset to be read.
 
     Raises
     ------
     CubeError
-        The rule needs a processing baseline or flag that the item lacks.
+        The rule needs a processing baseline or flag that the item lacks, or it says two things.
     """
-    if rule == "always":
-        return 0.0
     if rule == "none":
         return ESA_OFFSET
-    stated = properties.get("s2:processing_baseline") or properties.get("processing:version")
-    text = stated or baseline
-    try:
-        new = tuple(int(v) for v in str(text).split(".")[:2]) >= OFFSET_SINCE
-    except ValueError:
+    said = _baselines(properties, item, baseline)
+    new = _since_offset(said, item, needed=rule != "always")
+    removed = _removed(properties, item)
+    if rule == "always" and new is False:
+        raise _contradiction(item, _listed(said), "the catalogue's products carry the offset")
+    if rule == "earthsearch_flag" and new and removed is None:
         raise CubeError(
-            f"item {item!r} has processing baseline {text!r}, so whether its digital numbers carry "
-            "ESA's offset of +1000 cannot be known; give the catalogue row "
-            'offset_rule = "none" (no offset in the pixels) or "always" (offset inside)'
-        ) from None
-    if rule == "baseline" or not new:
-        # before 04.00 no catalogue has an offset in the pixels, whatever its flag says
-        return 0.0 if new else ESA_OFFSET
-    applied = properties.get("earthsearch:boa_offset_applied")
-    if applied is None:
-        raise CubeError(
-            f"item {item!r} is of baseline {text} but lacks earthsearch:boa_offset_applied, so "
+            f"item {item!r} is of baseline {next(iter(said.values()))} but lacks {FLAG}, so "
             "whether the offset was already removed cannot be known; leave the item out, or give "
             'the catalogue row offset_rule = "always" or "none"'
         )
-    return ESA_OFFSET if applied else 0.0
+    if removed and rule != "earthsearch_flag":
+        raise _contradiction(item, f"{FLAG} true", "this catalogue removes no offset")
+    if removed and new is False:
+        raise _contradiction(item, f"{FLAG} true", f"{_listed(said)}, which never had one")
+    inside = rule == "always" or bool(new and not removed)
+    stated = None if removed else _offset_of(asset or {})
+    if stated is not None and (stated != 0) != inside:
+        says = f"an offset of {stated:g} in the asset's metadata"
+        what = _listed(said) or f"offset_rule {rule!r}"
+        raise _contradiction(item, says, f"{what}: the offset is {'' if inside else 'not '}inside")
+    return 0.0 if inside else ESA_OFFSET
+
+
+FLAG = "earthsearch:boa_offset_applied"
+
+_IN_PRODUCT = re.compile(r"_N([0-9]{2})([0-9]{2})_R[0-9]{3}(_|$)")
+_AT_END = re.compile(r"_N([0-9]{2})\.([0-9]{2})$")
+_BASELINE = re.compile(r"[0-9]{1,2}(\.[0-9]{1,2})*")
+
+
+def _baselines(properties: Mapping[str, Any], item: str, otherwise: str | None) -> dict[str, str]:
+    """Return every processing baseline that an item states, by where it does."""
+    said = {}
+    own = properties.get("s2:processing_baseline")
+    version = properties.get("processing:version")
+    if own:
+        said["s2:processing_baseline"] = str(own)
+    if version and (not own or _BASELINE.fullmatch(str(version))):
+        said["processing:version"] = str(version)
+    for key in ("s2:product_uri", "sentinel:product_id", "id"):
+        found = _IN_PRODUCT.search(item if key == "id" else str(properties.get(key) or ""))
+        if found:
+            said[key] = f"{found[1]}.{found[2]}"
+    for key in ("s2:datastrip_id", "s2:granule_id"):
+        found = _AT_END.search(str(properties.get(key) or ""))
+        if found:
+            said[key] = f"{found[1]}.{found[2]}"
+    return said or ({"baseline": str(otherwise)} if otherwise else {})
+
+
+def _since_offset(said: Mapping[str, str], item: str, *, needed: bool) -> bool | None:
+    """Return whether an item is of `OFFSET_SINCE` or later; None where it does not say.
+
+    Statements that differ on one side of it are no contradiction here: the offset is the same.
+    """
+    new = {}
+    for where, text in said.items():
+        # 99.99 is what Sen2Cor writes on a user's machine: of any version
+        if not _BASELINE.fullmatch(text) or text == "99.99":
+            raise _unknown_baseline(item, text)
+        new[where] = tuple(int(v) for v in text.split(".")[:2]) >= OFFSET_SINCE
+    if not new and needed:
+        raise _unknown_baseline(item, None)
+    if len(set(new.values())) > 1:
+        one, other = (next(w for w, is_new in new.items() if is_new is v) for v in (True, False))
+        raise _contradiction(item, f"{one} {said[one]}", f"{other} {said[other]}")
+    return next(iter(new.values()), None)
+
+
+def _unknown_baseline(item: str, text: str | None) -> CubeError:
+    return CubeError(
+        f"item {item!r} has processing baseline {text!r}, so whether its digital numbers carry "
+        "ESA's offset of +1000 cannot be known; give the catalogue row "
+        'offset_rule = "none" (no offset in the pixels) or "always" (offset inside)'
+    )
+
+
+def _contradiction(item: str, one: str, other: str) -> CubeError:
+    return CubeError(
+        f"item {item!r} contradicts itself about ESA's offset of +1000: {one}, but {other}. Find "
+        "out from its pixels which is right, and correct the item or leave it out"
+    )
+
+
+def _listed(said: Mapping[str, str]) -> str:
+    return ", ".join(f"{where} {text}" for where, text in said.items())
+
+
+def _removed(properties: Mapping[str, Any], item: str) -> bool | None:
+    """Return what Earth Search's flag says; None where there is none."""
+    flag = properties.get(FLAG)
+    if flag is not None and not isinstance(flag, bool):
+        # the text "false" is true to a program
+        raise CubeError(f"item {item!r} has {FLAG} {flag!r}, which is neither true nor false")
+    return flag
+
+
+def _offset_of(asset: Mapping[str, Any]) -> float | None:
+    """Return the offset that an asset states in any version of STAC's raster extension."""
+    bands = [*asset.get("raster:bands", ()), *asset.get("bands", ())]
+    for said in (asset, *bands):
+        for key in ("raster:offset", "offset"):
+            if isinstance(said.get(key), int | float):
+                return float(said[key])
+    return None
 
 
 def _unsigned(href: str, catalog: Catalog) -> str:
@@ -115,7 +210,9 @@ def _asset(row: Any, channel: str, layer: Layer, want: Want) -> Asset | None:
     if found is None:
         return None
     shift = (
-        offset_shift(product.offset_rule, row.properties, row.id, baseline=row.baseline)
+        offset_shift(
+            product.offset_rule, row.properties, row.id, baseline=row.baseline, asset=found
+        )
         if layer.name == "s2/reflectance"
         else 0.0
     )
