@@ -54,7 +54,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering"),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
-        "sampleset", "splits", "samples", "choosing", "stats", "withhold",
+        "calendar", "sampleset", "splits", "samples", "choosing", "stats", "withhold",
     ),
     "": (),
 }  # fmt: skip

@@ -124,7 +124,7 @@ def course(path: Path, *, size: int, samples: int, batch: int = 4) -> Course:
     picks = plan.take(np.arange(samples) % len(plan))
     # Another number is another draw of dates: a pass of 16 samples reads nearly the whole store,
     # where four patches with the same dates each time would be a quarter of it.
-    picks._table = dataclasses.replace(picks._table, id=np.arange(samples))
+    picks = picks._with(dataclasses.replace(picks._table, id=np.arange(samples)))
     where = stream.Race(path=path, samples=picks, rows=np.arange(samples), batch=batch)
     truth = picks.read(where.rows, epoch=0)
     entries = plan.stores[0].entries

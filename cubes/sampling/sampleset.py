@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from cubes.sampling import pool, stored, stream
-from cubes.sampling.draws import offset, salt, spread, uniform
+from cubes.sampling.calendar import Calendar
+from cubes.sampling.draws import offset, salt, spread
 from cubes.sampling.index import StoreIndex, common_layers, instant
 from cubes.sampling.tables import Table
 from cubes.types import CubeError, Layer, Window
@@ -53,6 +54,7 @@ class Samples:
     ) -> None:
         self.stores, self.window, self.seed = tuple(stores), window, seed
         self._table, self._usable = table, tuple(usable)
+        self._calendar = Calendar(self.stores, window, seed, table, self._usable)
         self.layers: dict[str, Layer] = common_layers(self.stores)
         self.clocks = tuple(sorted({k for s in self.stores for k in s.days}))
 
@@ -164,7 +166,7 @@ class Samples:
             "end": [instant(v) if np.isfinite(v) else pd.NaT for v in end],
         }
         for clock in self.clocks:
-            columns[f"{clock}_dates"] = self._counts(clock)
+            columns[f"{clock}_dates"] = self._calendar.counts(clock)
         columns |= {f"{clock}_clear": share for clock, share in t.clear.items()}
         return pd.DataFrame(columns)
 
@@ -218,29 +220,6 @@ class Samples:
         start[none] = end[none] = np.nan
         return start, end
 
-    def _counts(self, clock: str) -> np.ndarray:
-        """Return the number of usable dates of each sample, (n,) int32."""
-        counts = np.zeros(len(self), np.int32)
-        for s, rows in self._by_store():
-            if clock in self._usable[s]:
-                low, high = self._table.ranges[clock][rows].T
-                bits = np.unpackbits(self._usable[s][clock], axis=1).astype(np.int16)
-                until = np.pad(np.cumsum(bits, axis=1), ((0, 0), (1, 0)))
-                window = self._table.window[rows]
-                counts[rows] = until[window, high] - until[window, low]
-        return counts
-
-    def _candidates(self, row: int, clock: str) -> np.ndarray:
-        """Return the usable steps of one sample, ascending."""
-        t = self._table
-        bits = self._usable[t.store[row]].get(clock)
-        if bits is None:
-            return np.empty(0, np.intp)
-        low, high = t.ranges[clock][row]
-        mask = np.unpackbits(bits[t.window[row]], count=int(high))[low:]
-        steps: np.ndarray = np.flatnonzero(mask) + low
-        return steps
-
     def dates(self, row: int, clock: str, *, epoch: int | None = 0) -> np.ndarray:
         """Return the steps that a sample uses: a pure function of (seed, epoch, sample).
 
@@ -259,17 +238,7 @@ class Samples:
             (k,) ascending steps, k <= ``window.dates``: one drawn from each of k equal runs of
             the usable dates, so that they spread over the whole range.
         """
-        steps = self._candidates(row, clock)
-        k = self.window.dates
-        if len(steps) <= k:
-            return steps
-        edges = np.arange(k + 1) * len(steps) // k
-        draw: Any = 0.5
-        if epoch is not None:
-            cell = int(self._table.id[row]) // self.window.crops  # whose crops share their dates
-            draw = uniform((self.seed, epoch, cell, salt(clock)), k)
-        chosen: np.ndarray = steps[edges[:-1] + (draw * np.diff(edges)).astype(np.intp)]
-        return chosen
+        return self._calendar.pick(row, clock, epoch)
 
     def places(self, rows: Any, *, epoch: int | None = 0) -> np.ndarray:
         """Return the upper left pixel of each window: a pure function of (seed, epoch, sample).
@@ -307,23 +276,19 @@ class Samples:
             length = self._steps(name)
             shapes[name] = ((length, layer.n_channels, size, size), np.dtype(layer.dtype))
         for clock in self.clocks:
-            shapes[f"{clock}/days"] = ((self._dates(clock),), np.dtype(np.float64))
-            shapes[f"{clock}/present"] = ((self._dates(clock),), np.dtype(bool))
+            shapes[f"{clock}/days"] = ((self._calendar.most[clock],), np.dtype(np.float64))
+            shapes[f"{clock}/present"] = ((self._calendar.most[clock],), np.dtype(bool))
         if any(s.track is not None for s in self.stores):
-            shapes["s1/track_of_date"] = ((self._dates("s1"),), np.dtype(np.int16))
+            shapes["s1/track_of_date"] = ((self._calendar.most["s1"],), np.dtype(np.int16))
         shapes["place"] = ((4,), np.dtype(np.int64))
         shapes["lonlat"] = ((2,), np.dtype(np.float64))
         return shapes
-
-    def _dates(self, clock: str) -> int:
-        longest = max(len(s.days[clock]) for s in self.stores if clock in s.days)
-        return min(self.window.dates, longest)
 
     def _steps(self, name: str) -> int:
         """Return the length of a layer's step axis in a batch."""
         entries = [s.entries[name] for s in self.stores if name in s.entries]
         if entries[0].clock is not None:
-            return max(self._dates(e.clock) for e in entries if e.clock is not None)
+            return max(self._calendar.most[e.clock] for e in entries if e.clock is not None)
         if entries[0].layer.stack_dim == "track":
             return max(e.length for e in entries)
         return 1
