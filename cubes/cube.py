@@ -133,9 +133,13 @@ def attributes(
         attrs["nodata"] = NO_NODATA if layer.nodata is None else int(layer.nodata)
     if layer.legend:
         carried = {v.name: v for v in legends}
-        attrs["legend"] = layer.legend
-        attrs["origin"] = registry.legend(carried.get(layer.legend, layer.legend)).origin
+        attrs |= legend_attributes(registry.legend(carried.get(layer.legend, layer.legend)))
     return {**attrs, **extra}
+
+
+def legend_attributes(legend: Legend) -> dict[str, str]:
+    """Return what stands on a class layer about its legend: name, origin, and all of it."""
+    return {"legend": legend.name, "origin": legend.origin, registry.CARRIED: legend.to_json()}
 
 
 def legends_of(layers: Iterable[Layer]) -> tuple[Legend, ...]:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from cubes.errors import CubeError
@@ -189,3 +191,47 @@ class Legend:
     def scored(self) -> tuple[int, ...]:
         """The codes that may be learned and scored, ascending."""
         return tuple(sorted(c for c in self.classes if c not in self.ignore))
+
+    def differing(self, other: Legend) -> str:
+        """Return in words where another legend is not this one."""
+        for code in sorted({*self.classes, *other.classes}):
+            ours, theirs = (v.classes.get(code, ("no class",)) for v in (self, other))
+            if ours != theirs:
+                return f"code {code} is {theirs[0]!r} ({theirs[-1]}) and {ours[0]!r} ({ours[-1]})"
+        parts = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        return f"they differ in {', '.join(parts) or 'nothing'}"
+
+    def to_json(self) -> str:
+        """Return the legend as one line of JSON, as it stands beside what was coded by it."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Legend:
+        """Return the legend that `to_json` wrote; of one text always the same object.
+
+        Raises
+        ------
+        CubeError
+            The text holds no legend.
+        """
+        return _legend(text)
+
+
+@lru_cache(maxsize=256)
+def _legend(text: str) -> Legend:
+    """Return a legend; JSON has turned its codes into text.
+
+    Kept, because samples of many stores hold one each, and pickle equal objects one by one.
+    """
+    try:
+        body = json.loads(text)
+        pairs = sorted((int(code), tuple(v)) for code, v in body["classes"].items())
+        remap = {k: {int(a): b for a, b in table.items()} for k, table in body["remap"].items()}
+        groups = {k: tuple(v) for k, v in body["groups"].items()}
+        plain = {**body, "ignore": tuple(body["ignore"])}
+        return Legend(**{**plain, "classes": dict(pairs), "remap": remap, "groups": groups})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CubeError(
+            f"{text[:80]!r} holds no legend ({type(error).__name__}: {error}); it is written by "
+            "cubes.Legend.to_json"
+        ) from None

@@ -29,6 +29,8 @@ from cubes.rows import Kind as Kind
 from cubes.rows import Layer as Layer
 from cubes.rows import Legend as Legend
 from cubes.rows import Product as Product
+from cubes.windows import Series as Series
+from cubes.windows import Window as Window
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -85,6 +87,10 @@ class Grid:
     """An exact grid; then nothing else counts."""
 
 
+SCL_CODES = range(1, 12)
+"""Codes of Sentinel-2's scene classification that are classes: those of the legend ``scl``."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClearPolicy:
     """What counts as clear: a stated choice, never the same thing as valid."""
@@ -92,16 +98,16 @@ class ClearPolicy:
     classes: tuple[int, ...] = (4, 5, 6, 7, 11)
     """SCL classes that are clear: vegetation, bare, water, unclassified, snow."""
     dilate: int = 0
-    """Pixels by which unclear areas grow (a disc)."""
+    """Pixels by which unclear areas grow (a disc). Missing pixels do not grow: they say nothing of
+    their neighbours, as little as the edge of the cube does."""
 
     def __post_init__(self) -> None:
         """Refuse what no scene classification can mean."""
-        codes = range(1, 256)
-        wrong = [c for c in self.classes if c not in codes]
+        wrong = [c for c in self.classes if c not in SCL_CODES]
         if wrong:
             raise CubeError(
                 f"ClearPolicy.classes holds {wrong[0]!r}; codes of a scene classification are "
-                "whole numbers from 1 (0 is nodata, never clear), such as (4, 5, 6)"
+                "whole numbers from 1 to 11 (0 is nodata, never clear), such as (4, 5, 6)"
             )
         if self.dilate < 0 or self.dilate != int(self.dilate):
             raise CubeError(f"ClearPolicy.dilate is {self.dilate!r}; give whole pixels, 0 or more")
@@ -308,7 +314,7 @@ class Plan:
             attrs=body["attrs"],
             missing=tuple(body["missing"]),
             trusted=False,
-            legends=tuple(_legend_from_json(v) for v in body["legends"]),
+            legends=tuple(Legend.from_json(json.dumps(v, sort_keys=True)) for v in body["legends"]),
         )
 
     @property
@@ -325,15 +331,6 @@ class Plan:
 def _plain(asset: Asset) -> dict[str, Any]:
     """Return an asset's fields, all plain values: asdict copies each deeply, 8x as long."""
     return {name: getattr(asset, name) for name in Asset.__slots__}
-
-
-def _legend_from_json(body: dict[str, Any]) -> Legend:
-    """Return a legend; JSON has turned its codes into text."""
-    codes = {int(code): tuple(v) for code, v in body["classes"].items()}
-    remap = {k: {int(a): b for a, b in table.items()} for k, table in body["remap"].items()}
-    groups = {k: tuple(v) for k, v in body["groups"].items()}
-    plain = {**body, "ignore": tuple(body["ignore"])}
-    return Legend(**{**plain, "classes": codes, "remap": remap, "groups": groups})
 
 
 def _tupled(value: Any) -> Any:
@@ -369,34 +366,6 @@ class Layout:
     for archives."""
     lossless: bool = False
     """Store working dtype and nodata instead of the row's small integers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Window:
-    """What one sample is: its size in space, and how many dates of each sensor."""
-
-    size: int = 256
-    """Edge in pixels."""
-    stride: int | None = None
-    """Distance between windows, or cells; None: their edge (patch-aligned, no overlap)."""
-    within: int | None = None
-    """Edge in pixels of a cell in which the window lies anywhere: where is drawn each epoch."""
-    crops: int = 1
-    """Windows in each cell, each a sample; they share dates, and what is decoded."""
-    dates: int = 12
-    """Dates kept per stack axis; fewer where a period holds fewer (the rest is padding)."""
-    clear: float = 0.0
-    """A date of a sensor with a cloud mask is used where at least this share of the window (of its
-    cell) is clear."""
-    period: str | None = None
-    """Length of a sample in time, e.g. ``180D``; None takes the whole cube."""
-    step: str | None = None
-    """Distance between periods; None: `period`."""
-
-    @property
-    def cell(self) -> int:
-        """Edge in pixels of what a sample may read of: `within`, or the window itself."""
-        return self.size if self.within is None else self.within
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

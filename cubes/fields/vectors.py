@@ -20,7 +20,8 @@ import xarray as xr
 
 from cubes import registry
 from cubes.bounds import reprojected
-from cubes.cube import attributes
+from cubes.cube import attributes, legend_attributes
+from cubes.registry.labels import label_layer
 from cubes.types import CubeError, Layer, Legend
 
 if TYPE_CHECKING:
@@ -179,48 +180,6 @@ def _reprojected(table: Any, box: GeoBox) -> Any:
 # ----------------------------------------------------------------------------------- rasterising
 
 
-def label_layer(legend: str | Legend) -> Layer:
-    """Return the layer row of a legend's labels, ``labels/<legend>``.
-
-    A row of the registry where there is one, else one made from the legend: uint8 where every code
-    and the nodata fit, else uint16; nodata the legend's own, or for a legend in which every code is
-    real the largest number of the dtype.
-
-    Raises
-    ------
-    CubeError
-        No such legend; a code below 0 or beyond 65,534.
-    """
-    found = registry.legend(legend)
-    name = f"labels/{found.name}"
-    if name in registry.layers():
-        return registry.layer(name)
-    codes = [*found.classes, *(() if found.nodata is None else (found.nodata,))]
-    if min(codes) < 0 or max(codes) > 65534:
-        raise CubeError(
-            f"legend {found.name!r} has codes {min(codes)} to {max(codes)}; labels hold 0 to 65534"
-        )
-    # 255 and 65535 stay free for nodata where the legend has none of its own
-    dtype = "uint8" if max(codes) < 255 else "uint16"
-    nodata = found.nodata if found.nodata is not None else int(np.iinfo(dtype).max)
-    return Layer(
-        name=name,
-        long_name=found.title,
-        dims=("year", "y", "x"),
-        units="1",
-        kind="class",
-        work_dtype=dtype,
-        work_nodata=nodata,
-        convert="stored",
-        dtype=dtype,
-        nodata=nodata,
-        kernel="nearest",
-        resolution=10.0,
-        valid_range=(0, max(codes)),
-        legend=found.name if found.name in registry.legends() else None,
-    )
-
-
 def rasterise(
     vectors: Any,
     like: Any,
@@ -279,8 +238,7 @@ def rasterise(
     polygons = table.geometry.to_numpy()[good]
     burnt, contested = _burn(polygons, codes[good], box, layer, all_touched=all_touched)
     extra = {
-        "legend": found.name,
-        "origin": found.origin,
+        **legend_attributes(found),
         "nodata": _nodata(layer),
         "column": column,
         "pixel_rule": "touched by the polygon" if all_touched else "centre inside the polygon",

@@ -23,6 +23,7 @@ from cubes.types import AOI, Access, Catalog, CubeError, Layer, Legend, Product
 
 if TYPE_CHECKING:
     import numpy as np
+    import xarray as xr
 
 _Row = dict[str, Any]
 
@@ -197,25 +198,32 @@ def catalogs() -> tuple[str, ...]:
     return tuple(_rows.table("catalogs"))
 
 
-def legend(name: str | Legend) -> Legend:
-    """Return the legend called `name`, or the object itself.
+CARRIED = "legend_json"
+"""Attribute of a class layer of a cube: its legend, as `Legend.to_json` writes it."""
+
+
+def legend(of: str | Legend | xr.DataArray) -> Legend:
+    """Return the legend called by a name, the one a layer of a cube came with, or `of` itself.
+
+    Parameters
+    ----------
+    of : str, Legend or DataArray
+        A known name; a legend; or a class layer of a cube. A layer's own legend stands in its
+        attributes and wins over one of the same name that is known here: its codes were written
+        by it. Where none stands there, the name in its attribute ``legend``, or its own, is known.
 
     Raises
     ------
     CubeError
-        No such legend.
+        No such legend, or one that cannot be used.
     """
-    if isinstance(name, Legend):
-        return name
-    row = {"nodata": None, **_rows.row("legends", name)}
-    classes = {int(code): (str(v[0]), str(v[1])) for code, v in row.pop("classes", {}).items()}
-    groups = {k: tuple(v) for k, v in row.pop("groups", {}).items()}
-    remap = {
-        other: {int(code): int(there) for there, codes in table.items() for code in codes}
-        for other, table in row.pop("remap", {}).items()
-    }
-    given = {**row, "name": name, "classes": classes, "groups": groups, "remap": remap}
-    return Legend(**checks.arguments(Legend, given, f"legend {name!r}"))
+    if isinstance(of, Legend):
+        return checks.legend(of)
+    if not isinstance(of, str):
+        if CARRIED in of.attrs:
+            return checks.legend(Legend.from_json(str(of.attrs[CARRIED])))
+        of = str(of.attrs.get("legend", of.name))
+    return checks.legend(Legend(**checks.legend_row(_rows.row("legends", of), of)))
 
 
 def legends() -> tuple[str, ...]:
@@ -223,15 +231,17 @@ def legends() -> tuple[str, ...]:
     return tuple(_rows.table("legends"))
 
 
-def translate(codes: np.ndarray, legend_: str | Legend, to: str | Legend) -> np.ndarray:
+def translate(
+    codes: np.ndarray, legend_: str | Legend | xr.DataArray, to: str | Legend
+) -> np.ndarray:
     """Return class codes of one legend as codes of another.
 
     Parameters
     ----------
     codes : array
         Any shape, whole numbers; the legend's nodata and ignored codes are allowed.
-    legend_, to : str or Legend
-        Where the codes come from, and the legend wanted.
+    legend_, to : str, Legend or DataArray
+        Where the codes come from (see `legend`), and the legend wanted.
 
     Returns
     -------
@@ -314,6 +324,8 @@ def _read(path: Path) -> _Row:
     for key in rows:
         if key not in _KINDS:
             raise CubeError(checks.unknown(f"table in {path.name}", key, _KINDS))
+        if not isinstance(rows[key], Mapping):
+            raise CubeError(f"{key} in {path.name} is {rows[key]!r}, not tables [{key}.NAME]")
     return rows
 
 
@@ -325,28 +337,39 @@ def add(path: str | Path) -> tuple[str, ...]:
     Raises
     ------
     CubeError
-        No such file, not TOML, or an unknown table.
+        No such file, not TOML, an unknown table, or a row that cannot be used: then none of the
+        file's rows is known.
     """
     path = Path(path)
     return _add(path, _read(path))
 
 
 def _add(path: Path, tables: Mapping[str, Mapping[str, _Row]]) -> tuple[str, ...]:
-    """Return the names of rows after making them known, each checked by itself."""
+    """Return the names of rows after making them known: all of a file's, or none of them."""
+    before = {kind: dict(_rows.table(kind)) for kind in tables}
     added = []
-    for kind in sorted(tables, key=_KINDS.index):  # a catalogue's products need their layers
-        for name, row in tables[kind].items():
-            extra = {"_folder": str(path.resolve().parent)} if kind == "catalogs" else {}
-            before = _rows.table(kind).get(name)
-            _rows.table(kind)[name] = {**row, **extra}
-            try:
-                {"layers": layer, "legends": legend, "catalogs": catalog, "aois": named_aoi}[kind](
-                    name
-                )
-            except CubeError as error:
-                _rows.table(kind).pop(name)
-                if before is not None:
-                    _rows.table(kind)[name] = before
-                raise CubeError(f"{path}: {error}") from None
-            added.append(name)
+    make = {"layers": layer, "legends": legend, "catalogs": catalog, "aois": named_aoi}
+    try:
+        for kind in sorted(tables, key=_KINDS.index):  # a catalogue's products need their layers
+            for name, row in tables[kind].items():
+                if not isinstance(row, Mapping):
+                    raise CubeError(f"[{kind}] {name} is {row!r}, not a table")
+                extra = {"_folder": str(path.resolve().parent)} if kind == "catalogs" else {}
+                _rows.table(kind)[name] = {**row, **extra}
+                make[kind](name)
+                added.append(name)
+        _agree(tables)
+    except CubeError as error:
+        for kind, rows in before.items():
+            _rows.table(kind).clear()
+            _rows.table(kind).update(rows)
+        raise CubeError(f"{path}: {error}") from None
     return tuple(added)
+
+
+def _agree(tables: Mapping[str, Mapping[str, _Row]]) -> None:
+    """Raise unless layers and legends of which one is new fit one another."""
+    for name, row in _rows.table("layers").items():
+        of = row.get("legend")
+        if of and (name in tables.get("layers", ()) or of in tables.get("legends", ())):
+            checks.fitting(layer(name), legend(of))

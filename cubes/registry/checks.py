@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cubes.errors import CubeError
-from cubes.types import CHANNEL_DIMS, STACK_DIMS, Layer, Product
+from cubes.types import CHANNEL_DIMS, STACK_DIMS, Layer, Legend, Product
 
 _DTYPES = ("bool", "uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 _CALIBRATIONS = ("beta0", "sigma0", "gamma0", "gamma0_rtc", "sigma0_terrain")
@@ -102,7 +103,183 @@ def layer(row: Layer) -> Layer:
         )
     if row.resolution <= 0 or row.scale == 0:
         raise CubeError(f"resolution and scale of {what} must be above 0")
+    if row.kind == "class":
+        _class(row, what)
     return row
+
+
+def _class(row: Layer, what: str) -> None:
+    """Raise unless a class layer works in the codes that it stores."""
+    if row.convert != "stored" or row.work_dtype != row.dtype:
+        raise CubeError(
+            f'{what} is of kind "class": its codes are never converted; give convert = "stored" '
+            f"and work_dtype = dtype, not {row.convert!r}, {row.work_dtype!r} and {row.dtype!r}"
+        )
+    if row.work_nodata != row.nodata:
+        raise CubeError(
+            f"{what} has work_nodata {row.work_nodata} and nodata {row.nodata}: codes are stored "
+            "as they are, and missing pixels would become a class; give both the same number"
+        )
+
+
+CODES = 65534
+"""The largest code of a class: labels are uint8 or uint16, and a number stays free for nodata."""
+
+
+def legend_row(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the row of a legend as keyword arguments of `Legend`, with codes as numbers.
+
+    Raises
+    ------
+    CubeError
+        A key of another kind, a code that is no whole number, a table that is none.
+    """
+    what = f"legend {name!r}"
+    if not isinstance(row, Mapping):
+        raise CubeError(f"{what} is {row!r}, not a table")
+    for part in ("classes", "groups", "remap"):
+        if not isinstance(row.get(part, {}), Mapping):
+            raise CubeError(f"{part} of {what} is {row[part]!r}, not a table; {_FORMS[part]}")
+    out = {"nodata": None, **row, "name": name}
+    out["classes"] = {
+        _code(code, what): tuple(v) if isinstance(v, list | tuple) else v
+        for code, v in row.get("classes", {}).items()
+    }
+    out["groups"] = {k: _codes(v, f"group {k!r} of {what}") for k, v in
+                     row.get("groups", {}).items()}  # fmt: skip
+    out["remap"] = {
+        other: {
+            code: _code(there, f"remap to {other!r} of {what}")
+            for there, codes in _table(table, f"remap to {other!r} of {what}").items()
+            for code in _codes(codes, f"remap to {other!r} of {what}")
+        }
+        for other, table in row.get("remap", {}).items()
+    }
+    return arguments(Legend, out, what)
+
+
+_FORMS = {
+    "classes": 'write them as classes = { 1 = ["wheat", "#d8b56b"] }',
+    "groups": "write them as groups = { cropped = [1, 2] }",
+    "remap": "write it as [legends.NAME.remap.OTHER], code there = [codes here]",
+}
+
+
+def _table(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CubeError(f"{what} is {value!r}, not a table; {_FORMS['remap']}")
+    return value
+
+
+def _codes(value: Any, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple):
+        raise CubeError(f"{what} is {value!r}; give a list of codes, such as [1, 2]")
+    return tuple(_code(v, what) for v in value)
+
+
+def _code(value: Any, what: str) -> int:
+    """Return a code; TOML keys are text, and only their plain form is a number."""
+    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]*", value, re.ASCII):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise CubeError(f"{what} has the code {value!r}; codes are whole numbers from 0 to {CODES}")
+
+
+def legend(made: Legend) -> Legend:
+    """Return a legend whose codes, names and colours can be used.
+
+    Raises
+    ------
+    CubeError
+        Codes out of bounds, or the nodata among them; a class without name and colour; codes in
+        ignore, groups or remap that are no classes.
+    """
+    what = f"legend {made.name!r}"
+    if not made.classes:
+        raise CubeError(f"{what} has no classes; {_FORMS['classes']}")
+    for code, entry in made.classes.items():
+        _entry(code, entry, what)
+    if made.nodata is not None:
+        if isinstance(made.nodata, bool) or not isinstance(made.nodata, int):
+            raise CubeError(f"nodata of {what} is {made.nodata!r}; give a whole number, or none")
+        if made.nodata in made.classes:
+            raise CubeError(
+                f"{what} has the class {made.nodata} ({made.classes[made.nodata][0]}), which is "
+                "its nodata too: missing pixels are never a class; give nodata a code of its own, "
+                "or leave it out where every code is real"
+            )
+    uses = {
+        "ignore": made.ignore,
+        **{f"group {k!r}": v for k, v in made.groups.items()},
+        **{f"remap to {k!r}": tuple(v) for k, v in made.remap.items()},
+    }
+    for part, codes in uses.items():
+        strange = [c for c in codes if c not in made.classes]
+        if strange:
+            raise CubeError(
+                f"{part} of {what} names the code {strange[0]}, which is none of its classes: "
+                f"{_some(made.classes)}; add the class, or take the code out"
+            )
+    return made
+
+
+def _entry(code: Any, entry: Any, what: str) -> None:
+    if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= CODES:
+        raise CubeError(f"{what} has the code {code!r}; codes are whole numbers from 0 to {CODES}")
+    if not (
+        isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(v, str) for v in entry)
+    ):
+        shown = json.dumps(entry, default=repr)
+        raise CubeError(
+            f"class {code} of {what} is {shown}; give its name and its colour: "
+            f'{code} = ["wheat", "#d8b56b"]'
+        )
+    if not entry[0].strip():
+        raise CubeError(f"class {code} of {what} has no name; give one")
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", entry[1]):
+        raise CubeError(
+            f"class {code} ({entry[0]}) of {what} has the colour {entry[1]!r}; give it as "
+            "#rrggbb, such as #d8b56b"
+        )
+
+
+def _some(codes: Iterable[int]) -> str:
+    every = sorted(codes)
+    return ", ".join(map(str, every[:10])) + (", ..." if len(every) > 10 else "")
+
+
+def fitting(row: Layer, of: Legend) -> None:
+    """Raise unless a layer can hold the codes of its legend, and tell them from its nodata.
+
+    Raises
+    ------
+    CubeError
+        A code that the dtype cannot hold, or that is the layer's nodata; a nodata that differs.
+    """
+    what = f"layer {row.name!r} with legend {of.name!r}"
+    most = {"uint8": 255, "uint16": 65535, "int16": 32767}.get(row.dtype)
+    if row.kind != "class" or most is None:
+        raise CubeError(
+            f'{what} is {row.kind} of {row.dtype}: codes are kind "class" of uint8, uint16 or int16'
+        )
+    large = [c for c in of.classes if c > most]
+    if large:
+        raise CubeError(
+            f"{what} is {row.dtype}, which holds codes up to {most}, and the legend has {large[0]} "
+            f"({of.classes[large[0]][0]}); give the layer dtype and work_dtype "
+            f'"{"uint16" if max(of.classes) > 255 else "uint8"}", or the class another code'
+        )
+    if row.nodata is not None and int(row.nodata) in of.classes:
+        raise CubeError(
+            f"{what} has nodata {row.nodata:g}, which is the class "
+            f"{of.classes[int(row.nodata)][0]!r}: its pixels would count as missing; give nodata "
+            "and work_nodata a code that is no class"
+        )
+    if of.nodata is not None and row.nodata != of.nodata:
+        raise CubeError(
+            f"{what} has nodata {row.nodata}, and the legend {of.nodata}; give both the same number"
+        )
 
 
 def product(made: Product, of: Layer | None, what: str) -> Product:

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from cubes import registry
-from cubes.sampling.index import EPOCH, StoreIndex, all_classes
+from cubes.sampling.index import EPOCH, StoreIndex, all_classes, legend_of
 from cubes.sampling.samples import data_share
 from cubes.sampling.sampleset import Samples
 from cubes.types import CubeError
@@ -141,17 +140,17 @@ def _labels(samples: Samples, name: str | None) -> str:
 
 def _code(samples: Samples, name: str, key: int | str) -> int:
     """Return the code of a class given by code or name."""
-    layer = next(s.entries[name].layer for s in samples.stores if name in s.entries)
-    if layer.legend is None:
+    entry = next(s.entries[name] for s in samples.stores if name in s.entries)
+    if entry.legend is None and entry.layer.legend is None:
         if isinstance(key, str):
             raise CubeError(f"{name} has no legend: give the class {key!r} by its code")
         return int(key)
-    legend = registry.legend(layer.legend)
+    legend = legend_of(samples.stores, name)
     for code, (title, _) in legend.classes.items():
         if key in (code, title) or (isinstance(key, str) and key.lower() == title.lower()):
             return code
     known = ", ".join(f"{code} {title}" for code, (title, _) in legend.classes.items())
-    raise CubeError(f"{layer.legend} has no class {key!r}; it has {known}")
+    raise CubeError(f"{legend.name} has no class {key!r}; it has {known}")
 
 
 def _counted(store: StoreIndex, name: str) -> None:

@@ -22,7 +22,7 @@ from cubes import registry
 from cubes.sampling import inflight, remote, stored
 from cubes.sampling.inflight import Storage
 from cubes.store import layout, ledger, opened
-from cubes.types import CubeError, Layer, Plan
+from cubes.types import CubeError, Layer, Legend, Plan
 
 _Axes = Mapping[tuple[str, str], Mapping[str, tuple[Any, ...]]]
 
@@ -52,10 +52,15 @@ class Entry:
     steps: np.ndarray | None
     """(step of the clock,) int32: step of this array for each step of its clock, -1 where there
     is none; None where they are the same."""
+    since: np.ndarray | None = None
+    """(step of the clock,) float64: day of the earlier acquisition of a pair, NaN where there is
+    no pair; None of other layers."""
     years: tuple[int, ...] = ()
     """Of a layer with a plane a year."""
     calibration: str = ""
     """Of backscatter; stores that differ in it cannot be mixed."""
+    legend: Legend | None = None
+    """Of a class layer, as the store's plan carries it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,10 +233,12 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
         found = stored.StoredArray(build.store / name)
         clock = array.layer.group if array.layer.stack_dim == "time" else None
         shard = max(shard, (found.shard[0], found.shard[2], found.shard[3]))
-        steps = None
+        steps = since = None
         if array.layer.stack_dim == "pair":
             clock = "s1" if "s1" in clocks else array.layer.group
             steps = _pairs(axes, clocks, array.layer.group) if clock == "s1" else None
+            since = days_since(axes[array.layer.group, "pair"]["reference_time"])
+            since = since if steps is None else np.where(steps >= 0, since[steps], np.nan)
         entries[name] = Entry(
             layer=array.layer,
             path=f"{place}/{name}",
@@ -240,8 +247,10 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
             recorded=recorded[name],
             clock=clock,
             steps=steps,
+            since=since,
             years=tuple(int(y) for y in axes.get((array.layer.group, "year"), {}).get("year", ())),
             calibration=str(plan.array(name).attrs.get("calibration", "")),
+            legend=_legend(name, plan),
         )
     used = {e.clock for e in entries.values()}
     return StoreIndex(
@@ -256,6 +265,29 @@ def _index(store: str | os.PathLike[str], url: str | None = None) -> StoreIndex:
         days={k: v for k, v in clocks.items() if k in used},
         track=_tracks(axes) if "s1" in used else None,
     )
+
+
+def _legend(name: str, plan: Plan) -> Legend | None:
+    """Return the legend that a plan carries of a layer, in itself or on the array."""
+    array = plan.array(name)
+    if registry.CARRIED in array.attrs:
+        return Legend.from_json(str(array.attrs[registry.CARRIED]))
+    return next((v for v in plan.legends if v.name == array.layer.legend), None)
+
+
+def legend_of(stores: Iterable[StoreIndex], name: str) -> Legend:
+    """Return the legend of a class layer of stores: the one they were written with.
+
+    Raises
+    ------
+    CubeError
+        They carry none, and none of its name is known here.
+    """
+    entries = [s.entries[name] for s in stores if name in s.entries]
+    found = next((e.legend for e in entries if e.legend is not None), None)
+    if found is None:
+        found = registry.legend(entries[0].layer.legend or entries[0].layer.variable)
+    return found
 
 
 def alignment(
@@ -397,10 +429,11 @@ def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:
     Raises
     ------
     CubeError
-        Stores hold one in different forms: calibration, channels, or what a number means.
+        Stores hold one in different forms: calibration, channels, legend, or what a number means.
     """
     layers: dict[str, Layer] = {}
     first: dict[str, tuple[str, str]] = {}
+    legends: dict[str, tuple[Legend, str]] = {}
     for store in stores:
         for name, entry in store.entries.items():
             known = layers.setdefault(name, entry.layer)
@@ -411,6 +444,14 @@ def common_layers(stores: Iterable[StoreIndex]) -> dict[str, Layer]:
                     f"{path} as {calibration or 'nothing stated'}: calibrations do not mix; plan "
                     "these stores apart"
                 )
+            if entry.legend is not None:
+                legend, path_ = legends.setdefault(name, (entry.legend, store.path))
+                if legend is not entry.legend and legend != entry.legend:
+                    raise CubeError(
+                        f"{store.path} has {name} by another legend {entry.legend.name!r} than "
+                        f"{path_}: {legend.differing(entry.legend)}; plan these stores apart, or "
+                        "write one again with the other's legend"
+                    )
             if known.channels != entry.layer.channels:
                 raise CubeError(
                     f"{store.path} has {name} with channels {', '.join(entry.layer.channels)}, "

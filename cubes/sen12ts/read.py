@@ -14,10 +14,11 @@ import xarray as xr
 
 from cubes import grid as grids
 from cubes import names, registry
-from cubes.cube import attributes
+from cubes.cube import attributes, legend_attributes
 from cubes.files import geotiff as files
 from cubes.files.geotiff import Tif
 from cubes.radar import geometry
+from cubes.registry.labels import label_layer
 from cubes.sen12ts.bands import (
     BANDS,
     DATES,
@@ -37,7 +38,7 @@ from cubes.sen12ts.bands import (
 from cubes.sen12ts.choose import series
 from cubes.sen12ts.write import optical, radar
 from cubes.series import track_label
-from cubes.types import CubeError
+from cubes.types import CubeError, Layer, Legend
 
 if TYPE_CHECKING:
     from odc.geo.geobox import GeoBox
@@ -115,8 +116,9 @@ def read(
         ``lat_..._lon_...`` as in the names; needed where the folder has several tiles
         (`inventory` lists them, `read_all` reads one after the other).
     legend : str, optional
-        ``worldcover``, ``cdl`` or ``sigpac``. By default what the label file's tag says, else by
-        place as SEN12TS chose: CDL in the United States, SIGPAC in Catalonia, WorldCover elsewhere.
+        ``worldcover``, ``cdl`` or ``sigpac``. By default what the label file's tags say (files of
+        `export` hold their legend whole, and need no row of it here), else by place as SEN12TS
+        chose: CDL in the United States, SIGPAC in Catalonia, WorldCover elsewhere.
     strict : bool
         Refuse files from which the cube would not give back every bit: one date with two sets of
         numbers, codes or masks that no cube can hold. False takes the newest file's numbers, and
@@ -186,8 +188,10 @@ class _Tile:
     orbits: dict[str, tuple[int, str]] = field(default_factory=dict)
     slope: dict[str, Array] = field(default_factory=dict)
     optical: dict[pd.Timestamp, tuple[Optical, str, float]] = field(default_factory=dict)
-    label: tuple[int, str, Array, int] | None = None
-    """Year, legend, codes, and what stands for no data in the file."""
+    label: tuple[int, Layer, Legend, Array, int] | None = None
+    """Year, row, legend, codes, and what stands for no data in the file."""
+    policies: set[tuple[str, str]] = field(default_factory=set)
+    """Classes and pixels of what counts as clear, as the files' tags say; empty texts: not."""
     calibration: str = PUBLISHED
     names: list[str] = field(default_factory=list)
     files: dict[str, Array] = field(default_factory=dict)
@@ -269,6 +273,7 @@ def _add(tile: _Tile, name: str, s1: Tif, s2: Tif) -> None:
             f"Sentinel-2 on {time:%Y-%m-%d}",
             _different(tile.optical[time][0].bands(), image.bands()),
         )
+    tile.policies.add((s2.tags.get("CLEAR_CLASSES", ""), s2.tags.get("CLEAR_DILATE_PX", "")))
     cloud = float(s2.tags.get("CLOUD_COVER", "nan"))
     tile.optical[time] = (image, s2.tags.get("PLATFORMS", ""), cloud)
 
@@ -277,13 +282,16 @@ def _add_label(tile: _Tile, name: str, found: Tif, legend: str | None) -> None:
     parsed = names.parse_sen12ts(name)
     assert isinstance(parsed, names.Sen12tsLabel), name
     wanted = legend or found.tags.get("LEGEND") or _legend_at(float(parsed.lat), float(parsed.lon))
-    row = registry.layer(f"labels/{wanted}")
+    text = found.tags.get("LEGEND_JSON")
+    known = registry.legend(wanted if text is None else Legend.from_json(text))
+    if known.name != wanted:  # the file came with another than was asked for
+        known = registry.legend(wanted)
+    row = label_layer(known)
     codes = found.bands[0]
     missing = codes == NODATA
     fill = NODATA
     if row.nodata is not None and not missing.any() and (codes == row.nodata).any():
         fill = int(row.nodata)
-    known = registry.legend(wanted)
     strange = sorted(set(np.unique(codes[~missing]).tolist()) - {*known.classes, row.nodata})
     if strange:
         raise CubeError(
@@ -293,7 +301,7 @@ def _add_label(tile: _Tile, name: str, found: Tif, legend: str | None) -> None:
     kept = codes.astype(row.dtype)
     if row.nodata is not None:
         kept[missing] = int(row.nodata)
-    tile.label = (parsed.year, wanted, kept, fill)
+    tile.label = (parsed.year, row, known, kept, fill)
 
 
 def _legend_at(lat: float, lon: float) -> str:
@@ -324,9 +332,10 @@ def _cube(tile: _Tile) -> xr.DataTree:
     slope = _array("terrain/slope", tile.slope["slope"])
     groups["terrain"] = xr.Dataset({"slope": slope})
     if tile.label is not None:
-        year, name, codes, fill = tile.label
-        found = _array(f"labels/{name}", codes[None], nodata_number=fill)
-        groups["labels"] = xr.Dataset({name: found}, coords={"year": [year]})
+        year, row, legend, codes, fill = tile.label
+        attrs = attributes(row, {**legend_attributes(legend), "nodata_number": fill})
+        found = (row.dims, codes[None], attrs)
+        groups["labels"] = xr.Dataset({row.variable: found}, coords={"year": [year]})
     tree = xr.DataTree.from_dict(
         {"/": xr.Dataset(coords=grid), **{k: v.assign_coords(grid) for k, v in groups.items()}},
         name=tile.place,
@@ -410,7 +419,9 @@ def _s2(tile: _Tile) -> xr.Dataset:
         {
             "reflectance": _array("s2/reflectance", np.stack([i.reflectance for i in images])),
             "scl": _array("s2/scl", np.stack([i.scl for i in images])),
-            "clear": _array("s2/clear", np.stack([i.clear for i in images])),
+            "clear": _array(
+                "s2/clear", np.stack([i.clear for i in images]), **_policy(tile, images)
+            ),
         },
         coords={
             "time": _instants(times),
@@ -420,6 +431,19 @@ def _s2(tile: _Tile) -> xr.Dataset:
             **{name: ("time", fills[:, i]) for i, name in enumerate(OPTICAL_FILLS)},
         },
     )
+
+
+def _policy(tile: _Tile, images: list[Optical]) -> dict[str, Any]:
+    """Return what counts as clear: as the files' tags say, else as their pixels show.
+
+    Published files say nothing of it; the classes that are clear somewhere are those that count.
+    """
+    if len(tile.policies) == 1 and "" not in next(iter(tile.policies)):
+        classes, pixels = next(iter(tile.policies))
+        codes = [int(c) for c in classes.split(",")]
+        return {"clear_classes": codes, "clear_dilate_px": int(pixels)}
+    codes = sorted({int(c) for i in images for c in np.unique(i.scl[i.clear])} - {0})
+    return {"clear_classes": codes, "clear_rule": "classes that are clear somewhere in the files"}
 
 
 def _lost(cube: xr.DataTree, tile: _Tile) -> dict[str, int]:
@@ -432,11 +456,10 @@ def _lost(cube: xr.DataTree, tile: _Tile) -> dict[str, int]:
             if count:
                 out[f"{part}/{name}"] = count
     if tile.label is not None:
-        _, name, codes, fill = tile.label
+        _, row_, _, codes, fill = tile.label
         made = codes.astype(np.int16)
-        missing = registry.layer(f"labels/{name}").nodata
-        if missing is not None:
-            made[codes == missing] = fill
+        if row_.nodata is not None:
+            made[codes == row_.nodata] = fill
         count = _exactly_different(tile.files["labels"], made)
         if count:
             out["labels"] = count

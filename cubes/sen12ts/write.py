@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from cubes import names, registry
+from cubes.cube import NO_NODATA
 from cubes.files import geotiff as files
 from cubes.sen12ts.bands import (
     BANDS,
@@ -104,8 +105,10 @@ def label(
     name = legend or have[0]
     data = cut(labels[name].isel(year=-1), tile)
     codes = data.to_numpy().astype(np.int16)
-    missing = registry.layer(f"labels/{name}").nodata
-    if missing is not None:
+    missing = data.attrs.get("nodata")
+    if missing is None:
+        missing = registry.layer(f"labels/{name}").nodata
+    if missing not in (None, NO_NODATA):
         codes[codes == missing] = int(data.attrs.get("nodata_number", NODATA))
     return int(labels["year"][-1]), name, codes[None]
 
@@ -135,7 +138,7 @@ def export(
     DataFrame
         As `series`, with ``bytes``: the size of the two image files. What a name cannot hold is
         in tags of the files where it is known: calibration (unless sigma0_terrain, the published
-        one), times of day, platforms, cloud cover, legend.
+        one), times of day, platforms, cloud cover, what counts as clear, legend.
 
     Raises
     ------
@@ -162,7 +165,8 @@ def export(
             lat, lon = row["place"].removeprefix("lat_").split("_lon_")
             name = names.Sen12tsLabel(lat=lat, lon=lon, year=found[0])
             box = tile_geobox(tree, row["tile"])
-            tags = {"LEGEND": found[1]}
+            of = registry.legend(group(tree, "labels")[found[1]])
+            tags = {"LEGEND": found[1], "LEGEND_JSON": of.to_json()}
             files.write_tif(out / "labels" / str(name), found[2], box, nodata=NODATA, tags=tags)
     return table.assign(bytes=sizes)
 
@@ -189,6 +193,10 @@ def _optical_tags(cube: xr.DataTree, row: Row) -> dict[str, str]:
         tags["TIMES"] = time.isoformat()
     if "platform" in s2.coords and s2["platform"].item():
         tags["PLATFORMS"] = str(s2["platform"].item())
+    policy = s2["clear"].attrs
+    if "clear_classes" in policy and "clear_rule" not in policy:  # a policy, not what was seen
+        tags["CLEAR_CLASSES"] = ",".join(str(int(c)) for c in policy["clear_classes"])
+        tags["CLEAR_DILATE_PX"] = str(int(policy.get("clear_dilate_px", 0)))
     if "cloud_cover" in s2.coords and not np.isnan(s2["cloud_cover"].item()):
         tags["CLOUD_COVER"] = repr(float(s2["cloud_cover"]))
     return tags

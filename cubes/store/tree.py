@@ -16,13 +16,13 @@ import xarray as xr
 from odc.geo.geobox import GeoBox
 
 from cubes import grants, grid, physics, registry, schema
-from cubes.cube import legends_of
 from cubes.reading.access import redact, signed
+from cubes.registry import checks
 from cubes.store import ledger
 from cubes.store.build import Pixels, PlanPixels, window
 from cubes.store.layout import ArrayLayout, Region, axis_name, region_arrays, spans
 from cubes.store.ledger import Build
-from cubes.types import STACK_DIMS, Access, ArrayPlan, Axis, CubeError, Layer, Plan
+from cubes.types import STACK_DIMS, Access, ArrayPlan, Axis, CubeError, Layer, Legend, Plan
 
 Array = npt.NDArray[Any]
 
@@ -281,6 +281,7 @@ def tree_plan(tree: xr.DataTree) -> Plan:
     import odc.geo.xr  # noqa: F401  registers the accessor
 
     axes, arrays, box = [], [], None
+    legends: dict[str, Legend] = {}
     for group, node in tree.children.items():
         data = node.to_dataset()
         box = _geobox(data) if box is None else box
@@ -288,7 +289,10 @@ def tree_plan(tree: xr.DataTree) -> Plan:
             if dim in STACK_DIMS:
                 axes.append(_axis(group, dim, data))
         for variable, array in data.data_vars.items():
-            arrays.append(_array_plan(f"{group}/{variable}", array))
+            made = _array_plan(f"{group}/{variable}", array)
+            arrays.append(made)
+            if made.layer.legend:
+                _carry(legends, array, made.layer)
     if box is None:
         raise CubeError("the DataTree has no grid: no group carries y, x and spatial_ref")
     # conventions like proj: and spatial: describe a store, and are written for each anew
@@ -300,8 +304,33 @@ def tree_plan(tree: xr.DataTree) -> Plan:
         axes=tuple(axes),
         arrays=tuple(arrays),
         attrs=attrs,
-        legends=legends_of(a.layer for a in arrays),
+        legends=tuple(legends[name] for name in sorted(legends)),
     )
+
+
+def _carry(legends: dict[str, Legend], array: xr.DataArray, layer: Layer) -> None:
+    """Keep the legend that a layer came with, else the one that its row names.
+
+    Raises
+    ------
+    CubeError
+        Not the legend that the row names; another layer came with other classes under that name;
+        the layer cannot hold the classes.
+    """
+    carried = registry.CARRIED in array.attrs
+    legend = registry.legend(array if carried else str(layer.legend))
+    if legend.name != layer.legend:
+        raise CubeError(
+            f"layer {layer.name!r} comes with the legend {legend.name!r}, and its row names "
+            f"{layer.legend!r}: rename one of them, or drop the attribute {registry.CARRIED!r}"
+        )
+    checks.fitting(layer, legend)
+    known = legends.setdefault(legend.name, legend)
+    if known != legend:
+        raise CubeError(
+            f"layer {layer.name!r} comes with another legend {legend.name!r} than a layer before "
+            f"it: {known.differing(legend)}; a cube has one legend of a name"
+        )
 
 
 def _geobox(data: xr.Dataset) -> GeoBox:
@@ -344,7 +373,9 @@ def _array_plan(name: str, array: xr.DataArray) -> ArrayPlan:
     if row.convert == "power_to_db":
         # a person's own cube is in dB: linear power would not come back to the last bit
         row = replace(row, convert="identity")
-    attrs = {str(k): schema.plain(v) for k, v in array.attrs.items() if k != "grid_mapping"}
+    # a plan holds its legends once, beside its layers
+    drop = ("grid_mapping", *((registry.CARRIED,) if row.legend else ()))
+    attrs = {str(k): schema.plain(v) for k, v in array.attrs.items() if k not in drop}
     # given, not derived: it is what the person says it is
     return ArrayPlan(layer=replace(row, derived_from=None), steps=(), attrs=attrs)
 

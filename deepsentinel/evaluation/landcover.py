@@ -119,7 +119,7 @@ def _label_layer(item: Scored, options: Options) -> tuple[str, Legend]:
             "with Options(label=...)"
         )
     row = item.layer(name)
-    return name, registry.legend(row.legend or row.variable)
+    return name, item.legends.get(name) or registry.legend(row.legend or row.variable)
 
 
 def _indices(item: Scored, name: str, codes: tuple[int, ...]) -> npt.NDArray[np.int64]:
@@ -236,6 +236,13 @@ def _score(
     n = len(learned.codes)
     result = _Result()
     for item in stream(encoders[MODEL], test, options, target.told):
+        legend = item.legends.get(learned.layer, learned.legend)
+        if legend is not learned.legend and legend != learned.legend:
+            raise CubeError(
+                f"{learned.layer} of the test samples came with another legend {legend.name!r} "
+                f"than that of the training samples: {learned.legend.differing(legend)}; score "
+                "what has the same classes"
+            )
         y = _indices(item, learned.layer, learned.codes)
         dense = {name: embedded(encoder, item.x, options) for name, encoder in encoders.items()}
         for b in range(len(item)):

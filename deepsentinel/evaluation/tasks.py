@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cubes import physics
-from cubes.types import CubeError, Layer, Progress
+from cubes.sampling.index import legend_of
+from cubes.types import CubeError, Layer, Legend, Progress
 from deepsentinel.quantised import DIMS, dequantise, quantise
 
 MODEL = "model"
@@ -122,6 +123,8 @@ class Scored:
     """The model's input."""
     layers: Mapping[str, Layer]
     """Layer name -> row, as the samples hold it."""
+    legends: Mapping[str, Legend] = field(default_factory=dict)
+    """Class layer -> legend, as the samples' stores carry it."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -208,7 +211,7 @@ def stream(
                 raise CubeError(
                     f"Options(sensors={keep}) leaves nothing: there are {', '.join(item.x)}"
                 )
-            yield Scored(batch=item.batch, x=seen, layers=item.layers)
+            yield Scored(batch=item.batch, x=seen, layers=item.layers, legends=item.legends)
 
 
 def thinned(samples: Any, n: int) -> Any:
@@ -225,9 +228,12 @@ def _loaded(model: Any, samples: Any, options: Options) -> Iterator[Scored]:
     device = next(iter(model.parameters())).device
     agreed = Contract.of(model).agree(samples.layers, calibrations(samples))
     layers = {**samples.layers, **agreed.rows}
+    labels = [n for n in samples.layers if n.startswith("labels/")]
+    legends = {n: legend_of(samples.stores, n) for n in labels}
     for batch in loader(samples, options.batch_size, shuffle=False, drop_last=False):
         moved = batch if device.type == "cpu" else batch.to(device)
-        yield Scored(batch=agreed.arranged(batch), x=agreed.inputs(moved), layers=layers)
+        x = agreed.inputs(moved)
+        yield Scored(batch=agreed.arranged(batch), x=x, layers=layers, legends=legends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

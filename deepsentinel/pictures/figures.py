@@ -155,7 +155,7 @@ def labels(cube: xr.DataTree) -> tuple[npt.NDArray[np.generic], Legend]:
     """Return the codes of the latest year of the first label layer, (y, x), and its legend."""
     name = sorted(cube["labels"].data_vars)[0] if "labels" in cube.children else "labels"
     data = layer(cube, "labels", str(name))
-    legend = registry.legend(str(data.attrs.get("legend", name)))
+    legend = registry.legend(data)
     return data.isel(year=-1).to_numpy() if "year" in data.dims else data.to_numpy(), legend
 
 
@@ -335,12 +335,12 @@ def _optical_panels(cube: xr.DataTree) -> list[Panel]:
     if has(cube, "s2", "scl"):
         # the date whose clear share is nearest to one half shows best what a mask does
         cloudy = int(np.argmin(np.abs(share - 0.5)))
-        codes = layer(cube, "s2", "scl").isel(time=cloudy).to_numpy()
+        codes = layer(cube, "s2", "scl").isel(time=cloudy)
         panels.append(
             Panel(
                 title=f"Scene classification, {str(times(cube, 's2')[cloudy])[:10]}",
-                image=class_colours(codes, "scl"),
-                legend=legend_of(codes, "scl"),
+                image=class_colours(codes, registry.legend(codes)),
+                legend=legend_of(codes, registry.legend(codes)),
             )
         )
     return panels

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from cubes.types import CubeError
+from cubes.types import CubeError, Legend
 from deepsentinel.evaluation.bars import BARS, training_adds, verdict
 from deepsentinel.evaluation.tasks import RANDOM, Evaluation
 from deepsentinel.pictures import charts
@@ -306,11 +306,12 @@ def _landcover_section(page: Page, scored: Evaluation | None) -> None:
             picture(chart, "Every contender. The interval is drawn by tile of ground."),
         )
     )
+    legend = _legend(meta)
     panels = [
         pictures.Panel(
             title=title,
-            image=pictures.class_colours(scored.arrays[f"map/{name}"], meta["legend"]),
-            legend=pictures.legend_of(scored.arrays[f"map/{name}"], meta["legend"]),
+            image=pictures.class_colours(scored.arrays[f"map/{name}"], legend),
+            legend=pictures.legend_of(scored.arrays[f"map/{name}"], legend),
         )
         for name, title in (
             ("truth", "labels"),
@@ -320,6 +321,15 @@ def _landcover_section(page: Page, scored: Evaluation | None) -> None:
         if f"map/{name}" in scored.arrays
     ]
     parts.append(picture(pictures.maps(panels), "The test samples, mapped as they were scored."))
+
+
+def _legend(meta: Mapping[str, Any]) -> Legend:
+    """Return the legend of what was scored, from the scores themselves: it needs no row here."""
+    entries = zip(meta["names"], meta["colours"], strict=True)
+    return Legend(
+        name=meta["legend"], title=meta["title"], origin=meta["origin"], nodata=None,
+        classes=dict(zip(meta["codes"], entries, strict=True)),
+    )  # fmt: skip
 
 
 def _ndvi_section(page: Page, scored: Evaluation | None) -> None:

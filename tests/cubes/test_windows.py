@@ -215,7 +215,7 @@ def test_where_keeps_samples_by_classes_and_clouds(
     rare = np.array([(w == code).mean() >= 0.05 for w in windows])
     assert 0 < (has & rare).sum() < has.sum() < len(samples)
     layer = samples.layers["labels/worldcover"]
-    monkeypatch.setattr(choosing.registry, "legend", lambda _: legend_of(labels))
+    monkeypatch.setattr(choosing, "legend_of", lambda *_: legend_of(labels))
     assert layer.legend
     np.testing.assert_array_equal(where(samples, labelled=0.5).ids, samples.ids[has])
     both = where(samples, labelled=0.5, classes={f"class {code}": 0.05})

@@ -156,6 +156,7 @@ def _evaluation(
     if task == "landcover":
         meta |= {
             "names": ["tree cover", "grassland"], "codes": [10, 30], "legend": "worldcover",
+            "colours": ["#006400", "#ffff4c"],
             "title": "ESA <WorldCover>", "origin": "mapped", "train_pixels": 50,
         }  # fmt: skip
     arrays = {
