@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
@@ -15,6 +17,7 @@ import shapely
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from cubes import registry
 from cubes.bounds import cut_at_180, outline
 from cubes.grid import as_aoi
 from cubes.types import AOI, CubeError, Grid
@@ -45,8 +48,54 @@ def _countries() -> dict[str, BaseGeometry]:
 
 
 def countries() -> tuple[str, ...]:
-    """Return the codes that `points` knows, ISO 3166 two-letter."""
+    """Return the codes that `points` knows, ISO 3166 two-letter; three-letter ones and names too.
+
+    Borders are those of Natural Earth, 1:110 million. Parts overseas belong to their country where
+    ISO gives them no code of their own on that map: French Guiana and Corsica to FR, Alaska and
+    Hawaii to US; Greenland (GL), New Caledonia (NC), Puerto Rico (PR), the Falklands (FK) stand by
+    themselves, and smaller islands are not on it. Western Sahara is divided along the berm: what
+    lies west of it is MA, the rest EH. Cut others off by an area: ``land`` of a box around them.
+    """
     return tuple(sorted(_countries()))
+
+
+@cache
+def _names() -> dict[str, str]:
+    """Return the code of each country by all that it is called, casefolded."""
+    text = files("cubes.registry").joinpath("land.json").read_text(encoding="utf-8")
+    rows = [f["properties"] for f in json.loads(text)["features"]]
+    kept = [row for row in rows if row["code"] in _countries()]
+    return {
+        row[k].casefold(): row["code"] for row in kept for k in ("name", "english", "iso3", "code")
+    }
+
+
+def _codes(within: Any) -> list[str] | None:
+    """Return the codes that codes and names of countries stand for; None for an area.
+
+    Raises
+    ------
+    CubeError
+        A text that is neither a country nor an area, or both in one list.
+    """
+    texts = [within] if isinstance(within, str) else within
+    if not (isinstance(texts, Sequence) and texts and all(isinstance(t, str) for t in texts)):
+        return None
+    if isinstance(within, str) and (
+        within in registry.aois() or within.endswith((".geojson", ".json"))
+    ):
+        return None
+    known = _names()
+    lost = [t for t in texts if t.casefold() not in known]
+    if not lost:
+        return sorted({known[t.casefold()] for t in texts})
+    near = difflib.get_close_matches(lost[0].casefold(), [*known, *registry.aois()], n=1)
+    named = f"; did you mean {known.get(near[0], near[0])!r} ({near[0]})?" if near else ""
+    kind = "country code" if len(lost[0]) == 2 else "country or area"
+    raise CubeError(
+        f"unknown {kind} {lost[0]!r}{named or '.'} Countries go by ISO 3166 code, two or three "
+        f"letters, or English name; areas by {', '.join(registry.aois())}, or a GeoJSON file"
+    )
 
 
 def land(within: Any = None) -> BaseGeometry:
@@ -55,26 +104,21 @@ def land(within: Any = None) -> BaseGeometry:
     Parameters
     ----------
     within : str, sequence of str, or area, optional
-        Country codes (ISO 3166, two letters), or anything `cubes.aoi` takes; an area is cut by
-        the coast.
+        Countries by ISO 3166 code (two or three letters) or English name, see `countries`; or
+        anything `cubes.aoi` takes; an area is cut by the coast. A listed area's name as it is
+        written (``"uganda"``) is that area.
 
     Raises
     ------
     CubeError
-        Unknown country code, or an area without land.
+        Unknown country, or an area without land.
     """
     known = _countries()
     if within is None:
         return shapely.union_all(list(known.values()))
-    codes = [within] if isinstance(within, str) else within
-    if isinstance(codes, Sequence) and codes and all(_is_code(c) for c in codes):
-        for code in codes:
-            if code.upper() not in known:
-                raise CubeError(
-                    f"unknown country code {code!r}; two letters of ISO 3166, for example "
-                    f"{', '.join(sorted(known)[:8])}"
-                )
-        return shapely.union_all([known[c.upper()] for c in codes])
+    codes = _codes(within)
+    if codes is not None:
+        return shapely.union_all([known[c] for c in codes])
     area = as_aoi(within).geometry
     found = shapely.intersection(shapely.union_all(list(known.values())), area)
     if found.is_empty or found.area == 0:
@@ -83,10 +127,6 @@ def land(within: Any = None) -> BaseGeometry:
             "not on it: give the points yourself"
         )
     return found
-
-
-def _is_code(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 2 and value.isalpha()
 
 
 def windows(time: tuple[Any, Any], length: str = "12D") -> list[tuple[pd.Timestamp, pd.Timestamp]]:
@@ -129,7 +169,8 @@ def points(
     time : (start, end), optional
         Cut into whole windows of `window`; the first ``n mod windows`` of them get one point more.
     within : optional
-        See `land`; strata are drawn by calling once per stratum.
+        See `land`; strata are drawn by calling once per stratum: with one seed, the draws in two
+        areas are independent of each other.
     window : str
         Length of a time window: 12 days are one repeat of a Sentinel-1 satellite.
     size : float
@@ -151,8 +192,12 @@ def points(
     area = land(within)
     slots = windows(time, window) if time is not None else [None]
     counts = [n // len(slots) + (i < n % len(slots)) for i in range(len(slots))]
+    own = _salt(within)
     lonlat = np.concatenate(
-        [_draw(area, count, np.random.default_rng([seed, i])) for i, count in enumerate(counts)]
+        [
+            _draw(area, count, np.random.default_rng([seed, i, *own]))
+            for i, count in enumerate(counts)
+        ]
     )
     table = pd.DataFrame({"lon": lonlat[:, 0].round(6), "lat": lonlat[:, 1].round(6)})
     table.insert(0, "aoi", [_point(lon, lat, size) for lon, lat in lonlat.round(6)])
@@ -162,6 +207,15 @@ def points(
         table["start"] = pd.to_datetime([slots[i][0] for i in which])  # type: ignore[index]
         table["end"] = pd.to_datetime([slots[i][1] for i in which])  # type: ignore[index]
     return table
+
+
+def _salt(within: Any) -> list[int]:
+    """Return what makes the draws in one area differ from those of the same seed in another."""
+    if within is None:
+        return []
+    codes = _codes(within)
+    said = as_aoi(within).wkt if codes is None else " ".join(codes)
+    return [zlib.crc32(said.encode())]
 
 
 def _point(lon: float, lat: float, size: float) -> AOI:
@@ -182,7 +236,7 @@ def _draw(area: BaseGeometry, n: int, rng: np.random.Generator) -> npt.NDArray[n
         )
     (x0, x1), (y0, y1) = plane.transform([west, east], [south, north])
     shapely.prepare(area)
-    found: list[npt.NDArray[np.float64]] = []
+    found: list[npt.NDArray[np.float64]] = [np.empty((0, 2))]
     have = 0
     while have < n:
         # land is 3 in 10 of the globe: a few rounds suffice, and few are thrown away

@@ -24,6 +24,8 @@ import shapely
 
 # Natural Earth draws these without an ISO number
 UNNUMBERED = {"Kosovo": "XK", "N. Cyprus": "CY", "Somaliland": "SO"}
+# in use, and not in ISO 3166
+UNLISTED = {"XK": ("XKX", "Kosovo")}
 
 
 def rings(topology: dict[str, Any], arcs: list[int]) -> np.ndarray:
@@ -56,6 +58,15 @@ def code(shape: dict[str, Any]) -> str:
     return str(pycountry.countries.get(numeric=str(shape["id"]).zfill(3)).alpha_2)
 
 
+def names(two: str) -> dict[str, str]:
+    """Return the three-letter code and the English name of a two-letter code."""
+    if two in UNLISTED:
+        three, english = UNLISTED[two]
+        return {"iso3": three, "english": english}
+    row = pycountry.countries.get(alpha_2=two)
+    return {"iso3": row.alpha_3, "english": getattr(row, "common_name", row.name)}
+
+
 def main(source: str, target: str) -> None:
     """Write the file."""
     topology = json.loads(Path(source).read_text(encoding="utf-8"))
@@ -64,7 +75,9 @@ def main(source: str, target: str) -> None:
         geometry = shapely.set_precision(polygons(topology, shape), 0.01)
         features.append({
             "type": "Feature",
-            "properties": {"code": code(shape), "name": shape["properties"]["name"]},
+            "properties": {
+                "code": code(shape), "name": shape["properties"]["name"], **names(code(shape))
+            },
             "geometry": json.loads(shapely.to_geojson(geometry)),
         })  # fmt: skip
     features.sort(key=lambda f: (f["properties"]["code"], f["properties"]["name"]))

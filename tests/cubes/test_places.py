@@ -110,6 +110,49 @@ def test_seeds_decide() -> None:
     assert not one["lon"].equals(places.points(50, seed=6)["lon"])
 
 
+def test_fewer_points_than_windows() -> None:
+    table = places.points(6, seed=1, time=("2020-01-01", "2020-12-31"), within="IT")
+    assert len(table) == table["start"].nunique() == 6
+    assert set(table["country"]) == {"IT"}
+
+
+def test_strata_have_draws_of_their_own() -> None:
+    """One seed in two strata of the same longitudes: no point of one mirrors one of the other."""
+    north, south = shapely.box(5, 47, 7, 48), shapely.box(5, 46, 7, 47)
+    one, two = (places.points(50, seed=1, within=area) for area in (north, south))
+    assert not set(one["lon"]) & set(two["lon"])
+    assert abs(np.corrcoef(one["lon"], two["lon"])[0, 1]) < 0.4
+    pd.testing.assert_frame_equal(one, places.points(50, seed=1, within=north))
+
+
+@pytest.mark.parametrize("said", ["MA", "ma", "MAR", "Morocco", "morocco", ["Morocco"]])
+def test_a_country_goes_by_all_its_names(said: str | list[str]) -> None:
+    one, two = places.points(5, seed=1, within="MA"), places.points(5, seed=1, within=said)
+    pd.testing.assert_frame_equal(one, two)
+    assert set(one["country"]) == {"MA"}
+
+
+def test_countries_that_are_known_by_two_english_names() -> None:
+    for name, code in {"Bolivia": "BO", "W. Sahara": "EH", "Western Sahara": "EH",
+                       "Dem. Rep. Congo": "CD", "XKX": "XK", "Taiwan": "TW"}.items():  # fmt: skip
+        assert places.land(name).equals(places.land(code))
+    guiana = shapely.Point(-53, 4)
+    assert places.land("FR").contains(guiana), "as `countries` says"
+    west, east = shapely.Point(-13.5, 26.0), shapely.Point(-10.0, 26.0)
+    assert places.land("MA").contains(west)
+    assert places.land("EH").contains(east)
+
+
+def test_an_unknown_country_names_the_nearest() -> None:
+    with pytest.raises(CubeError, match=r"'Marocco'; did you mean 'MA' \(morocco\)\?"):
+        places.points(3, seed=1, within="Marocco")
+    with pytest.raises(CubeError, match="unknown country code 'QQ'"):
+        places.points(3, seed=1, within=["FR", "QQ"])
+    assert len(places.points(3, seed=1, within="california")) == 3
+    assert places.land("UG").equals(places.land("Uganda"))
+    assert not places.land("UG").equals(places.land("uganda"))
+
+
 def test_within_countries_and_areas() -> None:
     assert set(places.points(200, seed=7, within=["FR", "de"])["country"]) <= {"FR", "DE"}
     table = places.points(200, seed=7, within=(5.0, 45.0, 8.0, 50.0))
