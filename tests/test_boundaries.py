@@ -20,6 +20,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     # nouns, rules and rows: no pixels, no network
     "errors": (),
     "rows": (),
+    "windows": (),
     "types": (),
     "bounds": (),
     "reading": ("access", "resample", "opener", "read", "drivers"),
@@ -27,7 +28,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "names": (),
     "grid": (),
     "physics": (),
-    "radar": ("insar", "geometry", "speckle", "regridding"),
+    "radar": ("look", "insar", "geometry", "tracks", "speckle", "regridding"),
     "optical": ("nbar", "composites"),
     "series": (),
     "runs": (),
@@ -51,10 +52,10 @@ CUBES: dict[str, tuple[str, ...]] = {
     ),
     "sen12ts": (),
     "fields": ("vectors", "polygons", "extract"),
-    "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering"),
+    "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering", "foretelling"),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
-        "calendar", "sampleset", "splits", "samples", "choosing", "stats", "withhold",
+        "calendar", "sampleset", "splits", "rules", "samples", "choosing", "stats", "withhold",
     ),
     "": (),
 }  # fmt: skip

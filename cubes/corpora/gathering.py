@@ -180,7 +180,8 @@ def gather(
     catalog : str, Path or Catalog
         Where to search.
     limit : int, optional
-        Most patches tried (cells), or matched (points).
+        Most patches tried (cells), or matched (points): the first ones of a run without it (of
+        points the first of each window of time).
     progress : callable, optional
         Told after every patch.
 
@@ -357,16 +358,22 @@ class _Gathering:
         spans = places.windows((start, open_end))
         found = 0
         for number, span in enumerate(spans):
-            wanted = n // len(spans) + (number < n % len(spans))
+            # as many as the whole recipe draws: fewer are the first of the same
+            wanted, whole = (
+                m // len(spans) + (number < m % len(spans)) for m in (n, max(n, self.recipe.points))
+            )
             for turn in range(ROUNDS):
                 if not wanted:
                     break
                 seed = (self.recipe.seed * 1_000 + number) * ROUNDS + turn
-                drawn = places.points(wanted, seed=seed, within=within, size=self.recipe.edge)
+                drawn = places.points(whole, seed=seed, within=within, size=self.recipe.edge)
                 for aoi in drawn["aoi"]:
+                    if not wanted:
+                        break
                     one = (span[0].isoformat(), (span[1] - pd.Timedelta("1us")).isoformat())
                     row = self.row(aoi, Grid(shape=(self._pixels, self._pixels)), one)
                     wanted -= row["state"] == MATCHED
+                    whole -= row["state"] == MATCHED
                     found += row["state"] == MATCHED
                     yield row, found, n
 

@@ -39,6 +39,11 @@ def walk(catalog: Catalog, collection: str) -> Iterator[Item]:
         No such collection; a document that cannot be read, or that a link may not lead to.
     """
     root = catalog.url
+    if not root:
+        raise CubeError(
+            f"catalogue {catalog.name!r} has no url of its own: say where it lies, "
+            f"cubes.catalog({catalog.name!r}, url=\"FOLDER/catalog.json\")"
+        )
     if scheme_of(root) == "file":
         root = os.path.abspath(root.removeprefix("file://"))  # noqa: PTH100 - keeps links
     seen: set[str] = set()

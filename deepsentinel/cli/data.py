@@ -83,12 +83,17 @@ def _size(plan: Plan) -> str:
 def _add_build(command: Command) -> None:
     made = command("build", "write the cube of an area into a Zarr store; run it again")
     made.set_defaults(run=_build)
-    made.add_argument("store", nargs="?", help="path of the store; with --like: the area")
+    made.add_argument(
+        "store",
+        nargs="?",
+        help="path of the store; with --like: the area, or with --area the folder",
+    )
     _add_request(made, required=False)
     group = made.add_argument_group("a predecessor's recipe: many cubes, dates by its rule")
     group.add_argument("--like", metavar="RECIPE", help="sen12ts or deepsentinel-1k")
     group.add_argument("--out", type=Path, help="folder (RECIPE-AREA)")
-    group.add_argument("--limit", type=int, help="most patches")
+    group.add_argument("--limit", type=int, help="most patches: the first of a whole run")
+    group.add_argument("--dry-run", action="store_true", help="say what it would come to, and stop")
     group.add_argument("--seed", type=int, default=0, help="of points, pairs and caps")
     group.add_argument("--without", action="append", default=[], metavar="LAYER")
     made.add_argument("--patch", type=int, default=256, help="edge of a shard in pixels")
@@ -101,6 +106,8 @@ def _build(options: argparse.Namespace) -> int:
 
     if options.like:
         return _gather(options)
+    if options.dry_run:
+        raise cubes.CubeError("--dry-run belongs to --like; deepsentinel search reads no pixel")
     lost = [f"--{n}" for n in ("area", "time") if getattr(options, n) is None]
     lost += ["STORE"] if options.store is None else []
     if lost:
@@ -118,18 +125,26 @@ def _build(options: argparse.Namespace) -> int:
 
 def _named(where: str | None) -> str:
     """Return an area as part of a folder's name."""
-    return "land" if where is None else re.sub(r"[^A-Za-z0-9._-]+", "_", Path(where).stem)
+    if where is None:
+        return "land"
+    name = Path(where).stem if where.endswith((".json", ".geojson")) else where
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)
 
 
 def _gather(options: argparse.Namespace) -> int:
     import cubes
-    from cubes.corpora import gathering
+    from cubes.corpora import foretelling, gathering
 
     changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
     if options.time is not None:
         first, _, last = options.time.partition("/")
         changes["time"] = (first, last or first)
-    where = options.store or options.area
+    where = options.area or options.store
+    folder = Path(options.store) if options.area and options.store else None
+    if folder is not None and options.out is not None:
+        raise cubes.CubeError(
+            f"where to: {folder} or --out {options.out}? With --area one of them is the folder"
+        )
     for flag in ("layers", "bands", "pols", "size", "resolution", "crs"):
         if getattr(options, flag) is not None:
             raise cubes.CubeError(
@@ -138,12 +153,17 @@ def _gather(options: argparse.Namespace) -> int:
             )
     if options.fit or options.force:
         raise cubes.CubeError("--fit and --force have no effect with --like")
-    out = options.out or Path(f"{options.like}-{_named(where)}")
+    out = options.out or folder or Path(f"{options.like}-{_named(where)}")
+    made, place = gathering.recipe(options.like, **changes), area(where) if where else None
+    source = _catalog(options)
+    print(foretelling.foretell(made, place, out, limit=options.limit), file=sys.stderr)
+    if options.dry_run:
+        return 0
     table = gathering.gather(
-        gathering.recipe(options.like, **changes),
-        area(where) if where else None,
+        made,
+        place,
         out,
-        catalog=_catalog(options),
+        catalog=source,
         limit=options.limit,
         progress=progress("build"),
     )

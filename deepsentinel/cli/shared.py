@@ -26,6 +26,7 @@ _SPOKEN = (
     (r'\bon_missing="mask"', "--on-missing mask"),
     (r"\bGrid\(resolution=\)", "--resolution"),
     (r"\bGrid\(crs=(\.\.\.)?\)", "--crs"),
+    (r"\bcubes\.catalog\('[\w-]+', url=\"([^\"]*)\"\)", r"--url \1"),
     (r"\bcubes\.repair\(store\)", "deepsentinel repair STORE"),
     (r"\bcubes\.resume\(store\)", "deepsentinel resume STORE"),
     (r"\bcubes\.write\(request, \.\.\.\)", "deepsentinel build"),

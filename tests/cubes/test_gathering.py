@@ -256,3 +256,24 @@ def test_points_with_one_pair_each(
     assert list(again["name"]) == list(table["name"])
     assert len(cubes.corpus(list(matched["store"]), name="points").table) == 6
     assert np.isfinite(matched["cloud_cover"].astype(float)).all()
+
+
+def test_fewer_points_are_the_first_of_all(
+    world: worlds.Published, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By window of time, as the whole recipe draws them."""
+    made = gathering.recipe(
+        "deepsentinel-1k", time=("2021-05-01", "2021-06-17"), edge=640.0, points=9
+    )
+    matched = {"state": "matched", "reason": ""}
+    monkeypatch.setattr(
+        gathering._Gathering, "row",
+        lambda _, aoi, _box, time: {"name": aoi.name, "start": time[0], **matched},
+    )  # fmt: skip
+    area = json.loads(world.aoi.read_text())
+    every = gathering.gather(made, area, tmp_path / "a", catalog=catalog)
+    for limit in (2, 5):
+        few = gathering.gather(made, area, tmp_path / f"{limit}", catalog=catalog, limit=limit)
+        assert len(few) == limit
+        for start, names in few.groupby("start")["name"]:
+            assert list(names) == list(every[every["start"] == start]["name"])[: len(names)]

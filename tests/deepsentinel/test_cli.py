@@ -166,6 +166,33 @@ def test_a_predecessors_recipe(
     assert (tmp_path / "ds" / "patches.csv").is_file()
 
 
+def test_a_recipe_is_foretold(
+    request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    source = [a for a in request_of if a.startswith(("--catalog", "--url"))]
+    folders = []
+    for east in ("6.12", "6.13"):
+        asked = ["build", "--like", "sen12ts", f"5.9,47.2,{east},47.25", *source, "--dry-run"]
+        assert cli.main(asked) == 0
+        told = capsys.readouterr().err
+        assert re.search(r"sen12ts for .*: \d+ cells of 20.48 km, 2020-01-01 to 2020-12-31", told)
+        assert re.search(r"about [\d.e+]+ GiB before compression", told)
+        folders.append(told.rpartition("cubes go into ")[2].strip())
+    assert folders == ["sen12ts-5.9_47.2_6.12_47.25/cubes", "sen12ts-5.9_47.2_6.13_47.25/cubes"]
+    asked = ["build", "--like", "deepsentinel-1k", "mine", "--area=5.9,47.2,6.1,47.5", "--limit=2"]
+    assert cli.main([*asked, *source, "--dry-run"]) == 0
+    told = capsys.readouterr().err
+    assert "2 points of 2.56 km, 2019-08-01 to 2019-09-17, 1 pair of dates" in told
+    assert told.strip().endswith("cubes go into mine/cubes")
+    assert not list(tmp_path.iterdir()), "nothing is written"
+    assert cli.main([*asked, *source, "--out", "b"]) == 2
+    assert "where to: mine or --out b?" in capsys.readouterr().err
+    assert cli.main(["build", "--like", "sen12ts", "uganda", "--catalog", "simulated"]) == 2
+    assert "has no url of its own: say where it lies, --url FOLDER/" in capsys.readouterr().err
+
+
 def test_damage_is_exit_code_1(
     request_of: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
