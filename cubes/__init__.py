@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Plan,
         Product,
         Report,
+        Series,
         Window,
     )
     from cubes.zones import by_zone
@@ -71,6 +72,7 @@ _HOMES = {
     "Report": "types",
     "Request": "request",
     "Samples": "sampling.samples",
+    "Series": "types",
     "Storage": "sampling.inflight",
     "Window": "types",
     "add": "registry",
@@ -124,6 +126,7 @@ __all__ = [
     "Report",
     "Request",
     "Samples",
+    "Series",
     "Storage",
     "Window",
     "add",

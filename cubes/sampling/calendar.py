@@ -36,10 +36,17 @@ class Calendar:
             for clock, days in store.days.items():
                 longest[clock] = max(longest.get(clock, 0), len(days))
         self.most = {clock: min(window.dates, n) for clock, n in sorted(longest.items())}
+        if window.rule is not None:
+            for clock, steps in table.steps.items():
+                k = steps.shape[1] if clock == "s1" else min(window.dates, steps.shape[1])
+                self.most[clock] = 1 if clock == "s2" and window.rule.match == "random" else k
 
     def candidates(self, row: int, clock: str) -> np.ndarray:
         """Return the usable steps of one sample, ascending."""
         t = self._table
+        if clock in t.steps:
+            listed: np.ndarray = t.steps[clock][row]
+            return listed[listed >= 0]
         bits = self._usable[t.store[row]].get(clock)
         if bits is None:
             return np.empty(0, np.intp)
@@ -65,6 +72,9 @@ class Calendar:
     def counts(self, clock: str) -> np.ndarray:
         """Return the number of usable dates of each sample, (n,) int32."""
         t = self._table
+        if clock in t.steps:
+            counts: np.ndarray = (t.steps[clock] >= 0).sum(axis=1, dtype=np.int32)
+            return counts
         counts = np.zeros(len(t.id), np.int32)
         for s in np.unique(t.store):
             if clock in self._usable[s]:

@@ -11,12 +11,14 @@ import numpy as np
 import xarray as xr
 
 from cubes.corpora.corpus import Corpus
+from cubes.sampling import rules
 from cubes.sampling.index import StoreIndex, fractions, index, length
 from cubes.sampling.inflight import Storage
+from cubes.sampling.rules import within
 from cubes.sampling.sampleset import Samples
 from cubes.sampling.splits import split
-from cubes.sampling.tables import Table, concat
-from cubes.types import CubeError, Window
+from cubes.sampling.tables import Cells, Table, concat, gathered
+from cubes.types import CubeError, Series, Window
 
 __all__ = ["Samples", "plan", "split"]
 
@@ -48,7 +50,8 @@ def plan(
         What one sample is; ``Window()`` by default.
     max_gap
         In cubes with both sensors, samples without an S1 and an S2 date this close are left out;
-        None keeps every sample that has a date of any sensor.
+        None keeps every sample that has a date of any sensor. Samples by rule have the gap of
+        their ``Window.rule`` instead, and cubes without S1 none of them.
     min_valid
         A date is used by a sample where at least this fraction of its pixels is valid (nodata
         counts, clouds never do). The ledger knows it by cells of 8 px, larger in large cubes (16 px
@@ -69,16 +72,26 @@ def plan(
     """
     window = Window() if window is None else window
     _check_window(window)
+    _check_rule(window)
     _check_share("min_valid", min_valid)
     _check_share("Window.clear", window.clear)
     gap = None if max_gap is None else length("max_gap", max_gap, "3D")
     indexes = _indexes(stores, storage)
+    if window.rule is not None:
+        indexes = [rules.with_pairs(store, window.rule) for store in indexes]
     tables, usable, counts = [], [], {"windows": 0, "valid": 0, "near": 0}
     for number, store in enumerate(indexes):
         table, masks = _plan_store(store, window, number, (min_valid, window.clear, gap), counts)
         tables.append(table)
         usable.append(masks)
     table = concat(tables, sorted({k for s in indexes for k in s.days}))
+    if not len(table.id) and window.rule is not None:
+        raise CubeError(
+            f"no sample left: {counts['windows']:,} windows of {window.cell} px times runs by "
+            f"{window.rule}, {counts['valid']:,} with all dates of the run at "
+            f"min_valid={min_valid}, {counts['near']:,} with a usable S2 date near the newest; "
+            "lower min_valid, raise gap, or ask for fewer dates or another step"
+        )
     if not len(table.id):
         raise CubeError(
             f"no sample left: {counts['windows']:,} windows of {window.cell} px, "
@@ -139,6 +152,17 @@ def _check_window(window: Window) -> None:
         )
 
 
+def _check_rule(window: Window) -> None:
+    if window.rule is None:
+        return
+    rules.check(window.rule)
+    if window.period is not None or window.step is not None:
+        raise CubeError(
+            f"Window(period={window.period!r}, step={window.step!r}, rule={window.rule}): a sample "
+            "has its dates of a period or by a rule; leave one of them out"
+        )
+
+
 def _check_share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise CubeError(f"{name}={value} is a fraction between 0 and 1")
@@ -170,7 +194,7 @@ def _plan_store(
     store: StoreIndex,
     window: Window,
     number: int,
-    rules: tuple[float, float, float | None],
+    least: tuple[float, float, float | None],
     counts: dict[str, int],
 ) -> tuple[Table, dict[str, np.ndarray]]:
     size, stride = window.cell, window.stride or window.cell
@@ -182,16 +206,66 @@ def _plan_store(
         )
     height, width = store.shape
     place = _windows((("y", height, size, stride), ("x", width, size, stride)))
-    ranges = _periods(store, window)
+    by = _by_period if window.rule is None else _by_rule
+    cells, usable = by(store, place, window, least, counts)
+    return _table(store, number, place, cells, window), usable
+
+
+def _blocks(store: StoreIndex, place: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
+    """Return windows in blocks that are judged at a time, and the number of each one's first."""
     n = max(1, BLOCK // max((len(d) for d in store.days.values()), default=1))
-    found = [_judge(store, place[i : i + n], size, ranges, rules) for i in range(0, len(place), n)]
+    first = list(range(0, len(place), n))
+    return first, [place[i : i + n] for i in first]
+
+
+def _by_period(
+    store: StoreIndex,
+    place: np.ndarray,
+    window: Window,
+    least: tuple[float, float, float | None],
+    counts: dict[str, int],
+) -> tuple[Cells, dict[str, np.ndarray]]:
+    """Return the windows and periods that hold enough, and clock -> their usable steps."""
+    ranges = _periods(store, window)
+    found = [_judge(store, part, window.cell, ranges, least) for part in _blocks(store, place)[1]]
     for name in counts:
         counts[name] += sum(f.counts[name] for f in found)
-    keeps = np.concatenate([f.keep for f in found], axis=1)
+    order, windows = np.nonzero(np.concatenate([f.keep for f in found], axis=1))
     clear = {c: np.concatenate([f.clear[c] for f in found], axis=1) for c in found[0].clear}
-    return _table(store, number, place, (ranges, keeps, clear), window), {
-        c: np.concatenate([f.usable[c] for f in found]) for c in store.days
-    }
+    cells = Cells(
+        order=order,
+        window=windows.astype(np.int32),
+        ranges={c: np.array([piece[c] for piece in ranges], np.int32)[order] for c in store.days},
+        steps={},
+        clear={c: share[order, windows] for c, share in clear.items()},
+    )
+    return cells, {c: np.concatenate([f.usable[c] for f in found]) for c in store.days}
+
+
+def _by_rule(
+    store: StoreIndex,
+    place: np.ndarray,
+    window: Window,
+    least: tuple[float, float, float | None],
+    counts: dict[str, int],
+) -> tuple[Cells, dict[str, np.ndarray]]:
+    """Return the windows and runs that hold enough; their steps are listed."""
+    series = window.rule or Series()
+    runs = rules.listed(store, series)
+    first, parts = _blocks(store, place)
+    found = []
+    for part in parts:
+        at = part, window.cell
+        usable = {c: _usable(store, c, at, *least[:2]) for c in ("s1", "s2") if c in store.days}
+        clear = {}
+        for name, entry in store.entries.items():
+            if series.pairs and entry.steps is not None and entry.layer.nodata is not None:
+                share = np.where(entry.steps >= 0, data_share(store, name, *at)[:, entry.steps], 0)
+                usable["s1"] &= share >= least[0] - 1e-6
+            if entry.layer.variable == "clear" and entry.clock in usable and entry.steps is None:
+                clear[str(entry.clock)] = data_share(store, name, *at)
+        found.append(rules.chosen(runs, series, (usable, clear), counts))
+    return gathered(found, first), {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,15 +313,6 @@ def _judge(
         clear=_clear(store, place, size, (usable, periods)),
         counts=counts,
     )
-
-
-def within(apart: np.ndarray, gap: float) -> np.ndarray:
-    """Return whether times are at most `gap` days apart: to the millisecond, as they are stated.
-
-    Days are float64 and lose a bit at day 8192 (2022-06-06): exactly three may be a hair more.
-    """
-    close: np.ndarray = apart <= gap + 1e-3 / 86_400
-    return close
 
 
 def _usable(
@@ -349,16 +414,13 @@ def _periods(store: StoreIndex, window: Window) -> list[dict[str, tuple[int, int
 
 
 def _table(
-    store: StoreIndex,
-    number: int,
-    place: np.ndarray,
-    found: tuple[list[dict[str, tuple[int, int]]], np.ndarray, dict[str, np.ndarray]],
-    window: Window,
+    store: StoreIndex, number: int, place: np.ndarray, cells: Cells, window: Window
 ) -> Table:
-    pieces, keeps, clear = found
     # the crops of a cell come one after another: its number is theirs divided by their count
-    rows = [np.repeat(np.flatnonzero(k).astype(np.int32), window.crops) for k in keeps]
-    windows = np.concatenate(rows) if rows else np.empty(0, np.int32)
+    def each(column: np.ndarray) -> np.ndarray:
+        return np.repeat(column, window.crops, axis=0)
+
+    windows = each(cells.window)
     lonlat = store.lonlat(place[:, 0] + window.cell / 2, place[:, 1] + window.cell / 2)
     return Table(
         store=np.full(len(windows), number, np.int32),
@@ -366,18 +428,8 @@ def _table(
         y=place[windows, 0],
         x=place[windows, 1],
         id=np.arange(len(windows), dtype=np.int64),
-        ranges={
-            c: np.concatenate(
-                [
-                    np.broadcast_to(np.array(piece[c], np.int32), (len(r), 2))
-                    for piece, r in zip(pieces, rows, strict=True)
-                ]
-            )
-            for c in store.days
-        },
-        clear={
-            c: np.concatenate([m[r] for m, r in zip(share, rows, strict=True)])
-            for c, share in clear.items()
-        },
+        ranges={c: each(v) for c, v in cells.ranges.items()},
+        steps={c: each(v) for c, v in cells.steps.items()},
+        clear={c: each(v) for c, v in cells.clear.items()},
         lonlat=lonlat[windows],
     )

@@ -130,7 +130,8 @@ class Samples:
         head = [asdict(self.window), self.seed, [s.identity for s in self.stores]]
         digest.update(repr([*head, list(self.layers)]).encode())
         t = self._table
-        for column in (t.store, t.window, t.y, t.x, t.id, *(t.ranges[k] for k in self.clocks)):
+        dates = [by[k] for by in (t.ranges, t.steps) for k in self.clocks if k in by]
+        for column in (t.store, t.window, t.y, t.x, t.id, *dates):
             digest.update(np.ascontiguousarray(column).tobytes())
         for usable in self._usable:
             for clock in sorted(usable):
