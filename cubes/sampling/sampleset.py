@@ -41,7 +41,11 @@ class Samples:
         Of the choice of dates.
     layers
         Layer name -> row, in the order of reading.
+    part
+        Which part of a split these are (``train``; split again ``train/val``), else empty.
     """
+
+    part = ""
 
     def __init__(
         self,
@@ -108,9 +112,14 @@ class Samples:
         new.layers = {name: self.layers[name] for name in wanted}
         return new
 
-    def _with(self, table: Table) -> Samples:
-        new = Samples(self.stores, self.window, seed=self.seed, table=table, usable=self._usable)
-        new.layers = self.layers
+    def on(self, stores: Sequence[StoreIndex]) -> Samples:
+        """Return the same samples on other accounts of their stores."""
+        return self._with(self._table, stores)
+
+    def _with(self, table: Table, on: Sequence[StoreIndex] = ()) -> Samples:
+        stores = on or self.stores
+        new = Samples(stores, self.window, seed=self.seed, table=table, usable=self._usable)
+        new.layers, new.part = self.layers, self.part
         return new
 
     @property
@@ -136,6 +145,9 @@ class Samples:
         for usable in self._usable:
             for clock in sorted(usable):
                 digest.update(usable[clock].tobytes())
+        for entry in (e for s in self.stores for e in s.entries.values()):
+            if entry.steps is not None:  # a split by time leaves out pairs
+                digest.update(entry.steps.tobytes())
         return digest.hexdigest()
 
     def table(self) -> pd.DataFrame:
@@ -220,6 +232,10 @@ class Samples:
         none = ~np.isfinite(start)
         start[none] = end[none] = np.nan
         return start, end
+
+    def ranges(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return clock -> (n, 2) first step, and the one past the last, of some samples."""
+        return {clock: self._table.ranges[clock][rows] for clock in self.clocks}
 
     def dates(self, row: int, clock: str, *, epoch: int | None = 0) -> np.ndarray:
         """Return the steps that a sample uses: a pure function of (seed, epoch, sample).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -12,9 +13,12 @@ import pandas as pd
 import shapely
 
 from cubes.sampling.draws import uniform
-from cubes.sampling.index import length
+from cubes.sampling.index import StoreIndex, length
 from cubes.sampling.sampleset import Samples
 from cubes.types import CubeError
+
+BURST = 0.01
+"""Days that the time stamps of one acquisition differ by at most, of a burst and of its granule."""
 
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
@@ -33,6 +37,11 @@ def split(
     Whole blocks are dealt to the splits until each holds its fraction of the samples. Then, so
     that nothing leaks, samples that come nearer than `buffer` to a sample of a later split (in
     the order train, val, test), or overlap it, are left out of the earlier one.
+
+    By time, an interferometric pair belongs to a part only if both of its acquisitions do: one
+    whose earlier acquisition lies outside of the part's samples is nodata there. What has no date
+    is not divided by time: parts share static layers, and label planes of a year that both lie in.
+    For scores of labels split by block or aoi.
 
     Parameters
     ----------
@@ -83,10 +92,15 @@ def split(
                 "blocks, a smaller buffer, or more area"
             )
         result[name] = samples.take(mine & keep)
+        if by == "time":
+            result[name] = _whole_pairs(result[name])
+        result[name].part = f"{samples.part}/{name}".lstrip("/")
     return result
 
 
-def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame:
+def leaks(
+    splits: Mapping[str, Samples], *, buffer: float = 0.0, gap: float | str = 0
+) -> pd.DataFrame:
     """Return pairs of samples of different splits that share ground and time; empty when clean.
 
     Parameters
@@ -95,6 +109,9 @@ def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame
         Name -> samples.
     buffer
         Distance in metres below which two windows count as sharing ground; 0: overlap.
+    gap
+        Length of time, such as ``"12D"``, up to which they count as sharing time; 0: overlap. The
+        earlier acquisitions of the pairs that a sample may read count with its own dates.
 
     Returns
     -------
@@ -104,9 +121,10 @@ def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame
     Raises
     ------
     CubeError
-        A grid that is not in metres, or a buffer that is no distance.
+        A grid that is not in metres, a buffer that is no distance, or a gap that is no length.
     """
     buffer = _metres("buffer", buffer)
+    days = 0.0 if gap == 0 else length("gap", gap, "12D")
     for samples in splits.values():
         _in_metres(samples)
     found = []
@@ -114,7 +132,7 @@ def leaks(splits: Mapping[str, Samples], *, buffer: float = 0.0) -> pd.DataFrame
     for i, name in enumerate(names):
         for other in names[i + 1 :]:
             pairs = _near(splits[name], splits[other], buffer)
-            pairs = pairs[:, _meet(splits[name], splits[other], pairs)]
+            pairs = pairs[:, _meet(splits[name], splits[other], pairs, days)]
             found.append(
                 pd.DataFrame(
                     {
@@ -281,8 +299,77 @@ def _boxes(samples: Samples, crs: str) -> np.ndarray:
     return result
 
 
-def _meet(first: Samples, second: Samples, pairs: np.ndarray) -> np.ndarray:
-    """Return which pairs overlap in time (samples without dates always do)."""
+def _meet(first: Samples, second: Samples, pairs: np.ndarray, gap: float) -> np.ndarray:
+    """Return which pairs come within `gap` days in time (samples without dates always do)."""
     (start, end), (low, high) = first.span(), second.span()
-    meet: np.ndarray = ~((start[pairs[0]] > high[pairs[1]]) | (low[pairs[1]] > end[pairs[0]]))
+    meet: np.ndarray = ~(
+        (start[pairs[0]] > high[pairs[1]] + gap) | (low[pairs[1]] > end[pairs[0]] + gap)
+    )
+    # between those apart, by all acquisitions: own dates, and those that pairs reach back to
+    mine, theirs = _references(first), _references(second)
+    apart = np.flatnonzero(~meet)
+    keys = np.stack([mine[0][pairs[0, apart]], theirs[0][pairs[1, apart]]])
+    for one, two in np.unique(keys, axis=1).T.tolist():
+        if not (len(mine[1][one]) or len(theirs[1][two])):
+            continue
+        same = apart[(keys[0] == one) & (keys[1] == two)]
+        i, j = pairs[:, same[0]]
+        ours = np.array([[start[i], end[i]], *((d, d) for d in mine[1][one])])
+        other = np.array([[low[j], high[j]], *((d, d) for d in theirs[1][two])])
+        far = (ours[:, None, 0] > other[None, :, 1] + gap) | (
+            other[None, :, 0] > ours[:, None, 1] + gap
+        )
+        meet[same] = not far.all()
     return meet
+
+
+def _references(samples: Samples) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return which kind of period each sample is, (n,), and of each the days its pairs reach to.
+
+    A kind is a store and a range of its dates: the same for all windows of a period.
+    """
+    kinds, found = np.zeros(len(samples), np.int64), list[np.ndarray]()
+    for s in np.unique(samples.numbers):
+        rows = np.flatnonzero(samples.numbers == s)
+        ranges = samples.ranges(rows)
+        distinct, inverse = np.unique(
+            np.concatenate([ranges[c] for c in sorted(ranges)], axis=1) if ranges else
+            np.zeros((len(rows), 0), np.int32), axis=0, return_inverse=True,
+        )  # fmt: skip
+        kinds[rows] = inverse.reshape(-1) + len(found)
+        entries = [samples.stores[s].entries.get(n) for n in samples.layers]
+        for kind in distinct:
+            limits = dict(zip(sorted(ranges), kind.reshape(-1, 2).tolist(), strict=True))
+            days = [
+                e.since[slice(*limits[e.clock])]
+                for e in entries
+                if e is not None and e.since is not None and e.clock is not None
+            ]
+            every = np.unique(np.concatenate(days)) if days else np.empty(0)
+            found.append(every[~np.isnan(every)])
+    return kinds, found
+
+
+def _whole_pairs(part: Samples) -> Samples:
+    """Return a part of a split by time without the pairs that begin outside of its samples."""
+    start, end = part.span()
+    order = np.argsort(start)
+    start, end = start[order], np.maximum.accumulate(end[order])
+
+    def within(store: StoreIndex) -> StoreIndex:
+        entries = dict(store.entries)
+        for name, entry in entries.items():
+            if entry.since is None:
+                continue
+            # of the samples that begin no later than a pair, one must end after it
+            last = np.searchsorted(start, entry.since + BURST, side="right") - 1
+            keep = (last >= 0) & (entry.since <= end[last] + BURST)
+            steps = np.arange(len(keep)) if entry.steps is None else entry.steps
+            entries[name] = replace(
+                entry,
+                steps=np.where(keep, steps, -1).astype(np.int32),
+                since=np.where(keep, entry.since, np.nan),
+            )
+        return replace(store, entries=entries)
+
+    return part.on([within(store) for store in part.stores])

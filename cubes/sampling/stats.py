@@ -22,13 +22,16 @@ BINS = 65536
 QUANTILES = (0.001, 0.01, 0.02, 0.05, 0.25, 0.5, 0.75, 0.95, 0.98, 0.99, 0.999)
 
 
-def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr.Dataset:
+def stats(
+    samples: Samples, *, threads: int = 2, limit: int | None = None, allow: str = "train"
+) -> xr.Dataset:
     """Return mean, standard deviation, range and quantiles of each continuous channel.
 
     Every sample counts once, with its evenly spread dates. Only valid pixels count; where a
     sensor has a mask ``clear``, only clear ones (a cloud says nothing about the ground, and one
     in twenty pixels of cloud doubles the deviation of reflectance). Phases are used as cosine and
-    sine, classes as they are: neither has statistics. Pass the training split only.
+    sine, classes as they are: neither has statistics. Of a split only the training part counts: a
+    model normalised by numbers of its test has seen it.
 
     Parameters
     ----------
@@ -38,6 +41,9 @@ def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr
         Decoding and counting threads.
     limit
         Count at most this many samples, evenly spaced, 1 or more; None counts all.
+    allow
+        Which part of a split may be counted; ``"test"`` to describe a test part. Samples that
+        `split` did not make are no part, and always may.
 
     Returns
     -------
@@ -52,8 +58,15 @@ def stats(samples: Samples, *, threads: int = 2, limit: int | None = None) -> xr
     Raises
     ------
     CubeError
-        There are no samples, or no continuous layer among theirs; no thread, or a limit below 1.
+        There are no samples, or no continuous layer among theirs; no thread, or a limit below 1;
+        another part of a split than allowed.
     """
+    if samples.part not in ("", allow) and set(samples.part.split("/")) != {allow}:
+        raise CubeError(
+            f"these samples are the part {samples.part!r} of a split, and statistics are those of "
+            f"{allow!r}: what a model is normalised by must come from what it learns from. To "
+            f"describe this part alone, allow={samples.part!r}"
+        )
     for name, number in (("threads", threads), ("limit", limit)):
         if number is not None and number < 1:
             raise CubeError(f"{name}={number}: 1 or more")

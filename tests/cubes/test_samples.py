@@ -489,6 +489,46 @@ def test_split_by_time_and_area(cube: Any, tmp_path: Path) -> None:
     assert len(found["train"]) == len(found["test"]) == 1
 
 
+@pytest.mark.parametrize("s1", [True, False], ids=["with s1", "pairs alone"])
+def test_pairs_belong_to_a_part_only_if_both_acquisitions_do(tmp_path: Path, s1: bool) -> None:
+    """A pair of two weeks reached back from the test's first days into those of training."""
+    own = ("s1/backscatter",) if s1 else ()
+    layers = (*own, "insar/coherence", "insar/phase", "s2/reflectance")
+    path = tmp_path / "pairs.zarr"
+    streams.write_store(path, layers=layers, bands=("B04",), s1=16, s2=18)
+    samples = plan(path, Window(size=128, dates=9, period="20D"), max_gap=None)
+    parts = split(samples, by="time", block="20D", fractions=(0.5, 0.5), seed=1)
+    clock = "s1" if s1 else "insar"
+    date = samples.stores[0].days[clock]
+    spans = {k: np.unique(np.stack(p.span(), axis=1), axis=0) for k, p in parts.items()}
+    kept = lost = 0
+    for name, part in parts.items():
+        for row in range(len(part)):
+            read = part.read([row], epoch=None)
+            for step, pixels in zip(
+                part.dates(row, clock, epoch=None), read["insar/coherence"][0], strict=False
+            ):
+                if s1 and step < 2:
+                    continue  # no pair ends there
+                first = date[step] - 12  # streams: pairs of twelve days
+                own = ((spans[name][:, 0] <= first + 0.01) & (first <= spans[name][:, 1])).any()
+                assert (pixels != part.layers["insar/coherence"].nodata).any() == own
+                kept, lost = kept + own, lost + (not own)
+    assert kept
+    assert lost
+    assert leaks(parts).empty
+    # the checker sees what a split by hand leaves: the same samples, with every pair
+    by_hand = {k: samples.take(np.isin(samples.ids, p.ids)) for k, p in parts.items()}
+    assert not leaks(by_hand).empty
+    still = {k: p.select(["s2/reflectance"]) for k, p in by_hand.items()}
+    assert leaks(still).empty
+    assert not leaks(still, gap="10D").empty
+    assert parts["test"].sha256 != by_hand["test"].sha256
+    for gap in (3, "-1D", "soon"):
+        with pytest.raises(CubeError, match=r"gap=.*such as '12D'"):
+            leaks(still, gap=gap)  # type: ignore[arg-type]
+
+
 def test_split_errors(cube: Any) -> None:
     samples = plan(cube[0], Window(size=128, dates=2))
     with pytest.raises(CubeError, match="blocks of 9999 m hold all 4 samples"):

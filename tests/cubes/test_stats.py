@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cubes import CubeError, Window, physics, plan, stats
+from cubes import CubeError, Window, physics, plan, split, stats
 from cubes.sampling.stats import QUANTILES, merge
 
 _spec = importlib.util.spec_from_file_location("streams", Path(__file__).with_name("streams.py"))
@@ -155,3 +155,18 @@ def test_calibrations_do_not_merge(tmp_path: Path) -> None:
         merge(parts)
     older = [p.drop_vars("calibration") for p in parts]  # of a version that did not say it
     assert int(merge(older)["count"][0]) == 2 * 3 * 64 * 64
+
+
+def test_only_the_training_part_of_a_split_is_counted(cube: Any) -> None:
+    samples = plan(cube[0], Window(size=32, dates=2))
+    parts = split(samples, block=640, seed=1)
+    assert [p.part for p in parts.values()] == ["train", "val", "test"]
+    few = parts["test"].take([0]).select(["s1/backscatter"])
+    with pytest.raises(CubeError, match=r"part 'test' of a split.*allow='test'"):
+        stats(few)
+    assert stats(few, allow="test")["count"].sum() > 0
+    assert stats(parts["train"].take([0]))["count"].sum() > 0
+    again = split(parts["test"], block=320, fractions=(0.5, 0.5))["train"]
+    with pytest.raises(CubeError, match="part 'test/train'"):
+        stats(again)
+    assert stats(again, limit=1, allow="test/train")["count"].sum() > 0
