@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-from cubes.fields.vectors import read_vectors
+from cubes.fields.vectors import NUDGE, read_vectors
 from cubes.types import CubeError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Fields:
         """Return the members of every tile that has any; tiles are given by their edges."""
         tree = shapely.STRtree(self.geometries)
         ys, xs = (self.box.coordinates[d].values for d in self.box.dimensions)  # noqa: PD011
+        ys, xs = ys + NUDGE[1] * self.box.resolution.y, xs + NUDGE[0] * self.box.resolution.x
         found = []
         for top, bottom in itertools.pairwise(rows):
             for left, right in itertools.pairwise(columns):

@@ -1,6 +1,7 @@
 """Vector files meet cubes: tables of polygons in any CRS, and labels made by rasterising them.
 
-A pixel belongs to a polygon that contains its centre (with ``all_touched``: that touches it). What
+A pixel belongs to a polygon that contains its centre (with ``all_touched``: that touches it); one
+whose centre lies on an edge belongs to one of the two sides, see `NUDGE`. What
 no polygon claims is nodata, and nodata is never a class; a code that the legend does not have is an
 error, never a new class.
 """
@@ -31,6 +32,11 @@ Array = npt.NDArray[Any]
 
 OVERLAP_RULE = "where polygons overlap, the smallest by area wins; of equal ones the first row"
 """A small polygon drawn over a large one (a pond in a field) survives, whatever the row order."""
+
+NUDGE = (-1e-6, -1.618e-6)
+"""Columns and rows by which centres are moved before they are looked up: one on an edge that two
+polygons share (parcels drawn on the grid of an image) is then inside one of them, in labels and in
+field series alike. To the north-west, and along no edge that runs at a usual angle."""
 
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 _EDGE_METRES, _EDGE_DEGREES = 1000.0, 0.01
@@ -330,7 +336,10 @@ def _burn(
     all_touched: bool,
 ) -> tuple[Array, int]:
     """Return class codes (y, x), and how many pixels polygons of different classes claim."""
+    from affine import Affine
     from rasterio.features import rasterize
+
+    moved = box.transform if all_touched else box.transform * Affine.translation(*NUDGE)
 
     def burn(order: npt.NDArray[np.int64]) -> Array:
         if not len(order):
@@ -338,7 +347,7 @@ def _burn(
         burnt: Array = rasterize(
             zip(polygons[order], codes[order].tolist(), strict=True),
             out_shape=tuple(box.shape),
-            transform=box.transform,
+            transform=moved,
             fill=_nodata(layer),
             all_touched=all_touched,
             dtype=layer.dtype,

@@ -15,7 +15,9 @@ from odc.geo.xr import xr_coords
 
 import cubes
 from cubes import cube as lazy_cubes
+from cubes import registry
 from cubes.fields import extract as fields
+from cubes.fields import vectors
 from cubes.store import opened
 from cubes.store import verbs as store
 
@@ -188,6 +190,41 @@ def test_overlapping_fields_are_each_their_own(whole) -> None:
     a, b = out.iloc[0], out.iloc[1]
     assert a["pixels"] == b["pixels"] == 900
     assert a["mean"] == b["mean"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_abutting_fields_and_labels_share_no_pixel_and_lose_none(seed: int) -> None:
+    """Edges through pixel centres, as of parcels drawn on an image's grid: each is in one field."""
+    size = 40
+    box = GeoBox((size, size), Affine(10, 0, *ORIGIN[:1], 0, -10, ORIGIN[1]), "EPSG:32631")
+    rng = np.random.default_rng(seed)
+    corners = np.array([(-5, -5), (-5, size * 10 + 5), (size * 10 + 5, -5), (size * 10 + 5,) * 2])
+    points = np.concatenate([corners, rng.integers(0, size, (9, 2)) * 10 + 5])
+    points = points * [1, -1] + ORIGIN
+    shapes = list(shapely.delaunay_triangles(shapely.MultiPoint(points)).geoms)
+    codes = registry.legend("worldcover").classes
+    table = gpd.GeoDataFrame(
+        {"code": [list(codes)[i % len(codes)] for i in range(len(shapes))]},
+        geometry=shapes,
+        crs=32631,
+    )
+    values = xr.DataArray(np.ones((size, size), "float32"), dims=("y", "x"))
+    tree = xr.DataTree.from_dict(
+        {"/terrain": xr.Dataset({"elevation": values}, coords=xr_coords(box))}
+    )
+    series = fields.extract(tree, table)
+    assert series["pixels"].sum() == size**2
+    labels = vectors.rasterise(table, box, column="code", legend="worldcover", year=2021)
+    assert (labels != labels.attrs["nodata"]).all()
+    assert labels.attrs["contested_pixels"] == 0
+    by_code = series.groupby(table["code"].loc[series["field"]].to_numpy())["pixels"].sum()
+    for code, pixels in by_code.items():
+        assert pixels == (labels == code).sum()
+    # two rectangles, 20 lines, a shared edge through the centres of a column
+    x, y = ORIGIN
+    left, right = shapely.box(x, y, x + 105, y - 200), shapely.box(x + 105, y, x + 200, y - 200)
+    two = fields.extract(tree, gpd.GeoSeries([left, right], crs=32631))
+    assert two["pixels"].tolist() == [220, 180]
 
 
 def test_layers_without_data_or_steps(tmp_path: Path) -> None:
