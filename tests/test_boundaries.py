@@ -55,7 +55,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering", "foretelling"),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
-        "calendar", "sampleset", "splits", "rules", "samples", "choosing", "stats", "withhold",
+        "calendar", "sampleset", "areas", "splits", "rules", "samples", "choosing", "stats", "withhold",
     ),
     "": (),
 }  # fmt: skip

@@ -69,7 +69,7 @@ class Samples:
         n, w = len(self), self.window
         return (
             f"<Samples: {n:,} of {w.size} px, up to {w.dates} dates of "
-            f"{', '.join(self.clocks) or 'nothing'}, from {len(self.stores)} stores; "
+            f"{', '.join(self.clocks) or 'nothing'}, from {len(np.unique(self.numbers))} stores; "
             f"{', '.join(self.layers)}>"
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import shapely
 
+from cubes.sampling import areas
 from cubes.sampling.draws import uniform
 from cubes.sampling.index import StoreIndex, length
 from cubes.sampling.sampleset import Samples
@@ -20,13 +21,15 @@ from cubes.types import CubeError
 BURST = 0.01
 """Days that the time stamps of one acquisition differ by at most, of a burst and of its granule."""
 
+_MORE = {"block": "larger blocks, or more area", "time": "longer blocks, or a longer time"}
+
 NAMES = {2: ("train", "test"), 3: ("train", "val", "test")}
 
 
 def split(
     samples: Samples,
     *,
-    by: Literal["block", "time", "aoi"] = "block",
+    by: Literal["block", "time", "aoi"] | Mapping[str, Sequence[str]] = "block",
     block: float | str | None = None,
     buffer: float | str = 0,
     fractions: Sequence[float] = (0.7, 0.15, 0.15),
@@ -49,7 +52,7 @@ def split(
         What to divide.
     by
         ``block``: squares of ground on the lattice of the CRS (the same for all cubes of a zone);
-        ``time``: runs of days (samples need ``Window.period``); ``aoi``: whole areas.
+        ``time``: runs of days (samples need ``Window.period`` or ``rule``); ``aoi``: whole areas.
     block
         Edge in metres, default four windows; by time a length such as ``"30D"``, default two
         periods; by aoi not used.
@@ -72,24 +75,30 @@ def split(
         raise CubeError(f"fractions={tuple(fractions)}: two or three positive numbers with sum 1")
     if not len(samples):
         raise CubeError("there are no samples to split")
-    if by not in ("block", "time", "aoi"):
-        raise CubeError(f"by={by!r}: choose block, time or aoi")
+    if not isinstance(by, Mapping) and by not in ("block", "time", "aoi"):
+        raise CubeError(f"by={by!r}: choose block, time or aoi, or {{'test': ('AREA',)}}")
     if by == "time":
         gap = 0.0 if buffer == 0 else length("buffer", buffer, "30D")
     else:
         gap = _metres("buffer", buffer)
         _in_metres(samples)
-    keys, what = _blocks(samples, by, block)
-    side = _deal(keys, fractions, seed, what)
-    keep = _buffered(samples, side, by, gap)
+    if isinstance(by, Mapping):
+        if "train" in by or not by:
+            raise CubeError(f"by={dict(by)!r}: name what is held out; the rest is 'train'")
+        names, what = ("train", *by), "held out by name"
+        side = areas.held(samples.stores, by)[samples.numbers]
+    else:
+        keys, what = _blocks(samples, by, block)
+        side = _deal(keys, fractions, seed, what)
+    keep = _buffered(samples, side, str(by), gap)
     result = {}
     for number, name in enumerate(names):
         mine = side == number
         if not (mine & keep).any():
             raise CubeError(
                 f"no sample left in {name!r}: its {int(mine.sum())} samples of {len(samples)} "
-                f"({what}) all come within buffer={buffer!r} of another split; take larger "
-                "blocks, a smaller buffer, or more area"
+                f"({what}) all come within buffer={buffer!r} of another split; take a smaller "
+                f"buffer, {_MORE.get(str(by), 'or more areas')}"
             )
         result[name] = samples.take(mine & keep)
         if by == "time":
@@ -151,17 +160,20 @@ def _blocks(samples: Samples, by: str, block: float | str | None) -> tuple[np.nd
     """Return (sample, k) keys of the block that each sample's centre lies in, and words for it."""
     store = samples.numbers
     if by == "aoi":
-        aois = np.array([s.aoi for s in samples.stores])
-        return np.unique(aois, return_inverse=True)[1][store][:, None], "by area"
+        number, names = areas.places(samples.stores)
+        return number[store][:, None], f"areas ({', '.join(names[:5])})"
     if by == "time":
         start, end = samples.span()
-        if samples.window.period is None:
+        period, rule = samples.window.period, samples.window.rule
+        if period is None and rule is None:
             raise CubeError(
                 "by='time' needs samples with a period, and these take all dates of a cube: plan "
                 "with Window(period='60D') or so"
             )
-        if block is None:
-            days = 2 * length("Window.period", samples.window.period, "60D")
+        if block is None and rule is not None:
+            days = 2 * rule.dates * length("Series.step", rule.step, "12D")
+        elif block is None:
+            days = 2 * length("Window.period", period, "60D")
         else:
             days = length("block", block, "30D")
         if days <= 0:
@@ -192,9 +204,12 @@ def _deal(keys: np.ndarray, fractions: Sequence[float], seed: int, what: str) ->
     inverse = inverse.reshape(-1)
     k = len(fractions)
     if len(blocks) < k:
+        more = "take smaller blocks, or more area or time"
+        if what.startswith("areas"):
+            more = "take cubes of more areas, or split by block"
         raise CubeError(
             f"{len(blocks)} {what} hold all {len(keys)} samples, and {k} splits need at least "
-            f"{k}: take smaller blocks, or more area or time"
+            f"{k}: {more}"
         )
     order = np.argsort([uniform((seed, *map(int, key)), 1)[0] for key in blocks], kind="stable")
     # A block goes to the split in whose share its middle lies ...

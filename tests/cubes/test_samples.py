@@ -489,6 +489,41 @@ def test_split_by_time_and_area(cube: Any, tmp_path: Path) -> None:
     assert len(found["train"]) == len(found["test"]) == 1
 
 
+def test_areas_are_places_not_names_of_files(tmp_path: Path) -> None:
+    """Three places of a file called aoi.geojson, one of them in two cubes of other years."""
+    paths = []
+    for name, west in {"a": 500000, "a-later": 500000, "b": 560000, "c": 620000}.items():
+        box = GeoBox.from_bbox((west, 5601280, west + 2560, 5603840), "EPSG:32631", resolution=10)
+        paths.append(tmp_path / f"{name}.zarr")
+        streams.write_store(paths[-1], layers=("s1/backscatter",), aoi="aoi", geobox=box)
+    samples = plan(paths, Window(size=128, dates=2), max_gap=None)
+    parts = split(samples, by="aoi", seed=1)
+    where = {name: {Path(s.path).stem[0] for s in _used(part)} for name, part in parts.items()}
+    assert sorted(map(sorted, where.values())) == [["a"], ["b"], ["c"]]
+    held = split(samples, by={"val": ("c",), "test": ("a",)})
+    assert list(held) == ["train", "val", "test"]
+    assert {Path(s.path).stem for s in _used(held["test"])} == {"a", "a-later"}
+    assert {Path(s.path).stem for s in _used(held["train"])} == {"b"}
+    assert "from 2 stores" in repr(held["test"])
+    assert not len(leaks(held))
+    with pytest.raises(CubeError, match=r"names 'd', .* aoi \(a\), aoi \(b\), aoi \(c\)"):
+        split(samples, by={"test": ("d",)})
+    with pytest.raises(CubeError, match="held out for two parts"):
+        split(samples, by={"val": ("a",), "test": ("a-later",)})
+    with pytest.raises(CubeError, match="nothing is left to train on"):
+        split(samples, by={"test": ("aoi",)})
+    with pytest.raises(CubeError, match="a sequence of names"):
+        split(samples, by={"test": "b"})
+    with pytest.raises(
+        CubeError, match=r"2 areas \(aoi \(b\), aoi \(c\)\) hold all .* cubes of more areas"
+    ):
+        split(plan(paths[2:], Window(size=128, dates=2), max_gap=None), by="aoi")
+
+
+def _used(part: Any) -> list[Any]:
+    return [part.stores[i] for i in np.unique(part.numbers)]
+
+
 @pytest.mark.parametrize("s1", [True, False], ids=["with s1", "pairs alone"])
 def test_pairs_belong_to_a_part_only_if_both_acquisitions_do(tmp_path: Path, s1: bool) -> None:
     """A pair of two weeks reached back from the test's first days into those of training."""
