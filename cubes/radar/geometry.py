@@ -1,6 +1,5 @@
 """Local incidence, slope, layover and shadow, from a terrain model and a track's look vectors.
 
-A look vector points from the target to the sensor, in local east, north, up of the ellipsoid.
 Grids in a projection are turned against true north by the grid convergence (up to 3 degrees at a
 zone's edge), so look vectors are turned before they meet slopes taken along the grid's axes.
 
@@ -18,113 +17,20 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from cubes.radar.look import Floats, Look, convergence
 from cubes.types import CubeError
 
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "ACTIVE_LAYOVER", "ACTIVE_SHADOW", "BOTH", "LAYOVER", "NONE", "NO_DATA", "SHADOW", "Look",
+    "convergence", "gradient", "layover_shadow", "local_incidence", "local_incidence_from_angles",
+    "slope_aspect",
+]  # fmt: skip
 
 NONE, SHADOW, LAYOVER, BOTH, NO_DATA = 0, 1, 2, 3, 255
 """Codes of a layover and shadow mask (those of OPERA, NODATA that of the layer's row)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """Unit vector from target to sensor: east, north, up; scalars, or arrays on the grid (y, x)."""
-
-    east: Any
-    north: Any
-    up: Any
-
-    @staticmethod
-    def from_opera(los_east: Any, los_north: Any) -> Look:
-        """Return the look of OPERA's STATIC layers: unit vector target to sensor, NaN kept.
-
-        Source: opera_utils geometry: up = sqrt(1 - east^2 - north^2).
-        """
-        east, north = (np.asarray(v, np.float64) for v in (los_east, los_north))
-        return Look(east=east, north=north, up=np.sqrt(1 - east**2 - north**2))
-
-    @staticmethod
-    def from_hyp3(lv_theta: Any, lv_phi: Any) -> Look:
-        """Return the look of HyP3's ``lv_theta`` and ``lv_phi``, radians; unproven on real files.
-
-        Source: HyP3 InSAR product guide: theta above the horizontal, phi counter-clockwise from
-        east.
-        """
-        theta, phi = (np.asarray(v, np.float64) for v in (lv_theta, lv_phi))
-        return Look(
-            east=np.cos(theta) * np.cos(phi), north=np.cos(theta) * np.sin(phi), up=np.sin(theta)
-        )
-
-    @staticmethod
-    def from_angles(incidence: Any, heading: Any) -> Look:
-        """Return the look of a right-looking sensor from incidence and heading, degrees.
-
-        Parameters
-        ----------
-        incidence : float or array
-            Angle between look and ellipsoid normal.
-        heading : float or array
-            Of the platform, clockwise from north (about -13 ascending, 193 descending).
-        """
-        theta = np.deg2rad(np.asarray(incidence, np.float64))
-        # the sensor stands left of what it sees: heading - 90 degrees, from the target
-        azimuth = np.deg2rad(np.asarray(heading, np.float64) - 90)
-        return Look(
-            east=np.sin(theta) * np.sin(azimuth),
-            north=np.sin(theta) * np.cos(azimuth),
-            up=np.cos(theta),
-        )
-
-    @property
-    def incidence(self) -> Floats:
-        """Ellipsoidal incidence, degrees."""
-        return np.asarray(np.rad2deg(np.arccos(np.clip(self.up, -1, 1))), np.float64)
-
-    def turned(self, convergence: Any) -> Look:
-        """Return the look along a grid's axes, for a convergence in degrees.
-
-        A positive convergence (east of the central meridian, northern hemisphere) means that grid
-        north lies east of true north.
-        """
-        angle = np.deg2rad(np.asarray(convergence, np.float64))
-        cosine, sine = np.cos(angle), np.sin(angle)
-        return Look(
-            east=self.east * cosine - self.north * sine,
-            north=self.east * sine + self.north * cosine,
-            up=self.up,
-        )
-
-
-def convergence(geobox: Any) -> Floats:
-    """Return the grid convergence on a grid, (y, x) degrees: the angle of grid north east of true.
-
-    Computed with PROJ on a coarse lattice of at most 33 x 33 points and interpolated: it varies by
-    less than 1e-6 degrees from a plane over 100 km of UTM.
-
-    Raises
-    ------
-    CubeError
-        The grid has no projected CRS.
-    """
-    from pyproj import Proj, Transformer
-    from scipy.interpolate import RegularGridInterpolator
-
-    if geobox.crs is None or geobox.crs.geographic:
-        raise CubeError(
-            f"grid convergence needs a projected CRS, not {geobox.crs}; reproject first"
-        )
-    rows, columns = geobox.shape
-    ys, xs = (geobox.coordinates[d].values for d in geobox.dimensions)
-    coarse_y = np.linspace(ys[0], ys[-1], min(rows, 33)) if rows > 1 else ys
-    coarse_x = np.linspace(xs[0], xs[-1], min(columns, 33)) if columns > 1 else xs
-    x, y = np.meshgrid(coarse_x, coarse_y)
-    lon, lat = Transformer.from_crs(geobox.crs.proj, "EPSG:4326", always_xy=True).transform(x, y)
-    factors = Proj(geobox.crs.proj).get_factors(lon, lat)
-    angles = np.asarray(factors.meridian_convergence, np.float64)
-    if rows == 1 or columns == 1:
-        return np.broadcast_to(angles.mean(), (rows, columns)).copy()
-    interpolate = RegularGridInterpolator((coarse_y, coarse_x), angles)
-    return np.asarray(interpolate(np.stack(np.meshgrid(ys, xs, indexing="ij"), -1)))
+ACTIVE_LAYOVER, ACTIVE_SHADOW = 4, 8
+"""Bits added where the kinds are told apart: the slope itself causes it; without, it is covered by
+another. ``codes & 3`` are OPERA's again."""
 
 
 def _heights(elevation: xr.DataArray) -> tuple[Floats, float, float]:
@@ -139,7 +45,72 @@ def _heights(elevation: xr.DataArray) -> tuple[Floats, float, float]:
             f"the terrain model lies in degrees ({box.crs}): slopes would be in metres per "
             "degree. Reproject it to the cube's grid first"
         )
+    if tuple(elevation.dims) != tuple(box.dimensions):
+        raise CubeError(
+            f"the terrain model has dims {elevation.dims}, not {tuple(box.dimensions)}: its rows "
+            "would be taken for columns; give elevation.transpose('y', 'x'), one band"
+        )
     return np.asarray(elevation, np.float64), float(box.resolution.y), float(box.resolution.x)
+
+
+Part = tuple[slice, slice]
+
+
+def _part(elevation: xr.DataArray, within: Any, reach: dict[str, float]) -> Part:
+    """Return the rows and columns of a DEM that are a grid, which it must exceed by margins.
+
+    Parameters
+    ----------
+    elevation : xarray.DataArray
+        The terrain model.
+    within : GeoBox or None
+        The grid; None for all of the model, whatever its margin.
+    reach : dict
+        Margin in metres toward ``north``, ``south``, ``west`` and ``east``.
+
+    Raises
+    ------
+    CubeError
+        Another lattice, or too little margin.
+    """
+    box = elevation.odc.geobox
+    if within is None:
+        return slice(0, box.shape.y), slice(0, box.shape.x)
+    shift = ~box.affine * within.affine
+    columns, rows = round(shift.c), round(shift.f)
+    if box.crs != within.crs or not np.allclose(
+        tuple(shift)[:6], (1, 0, columns, 0, 1, rows), atol=1e-3
+    ):
+        raise CubeError(
+            f"the terrain model ({box.crs}, pixels of {box.resolution.x:g} m) does not lie on the "
+            "pixels of the grid: read it on the grid with a margin, such as geobox.buffered(2000)"
+        )
+    up, left = box.resolution.y < 0, box.resolution.x > 0
+    last_row, last_column = rows + within.shape.y, columns + within.shape.x
+    rest = {
+        "north" if up else "south": rows * abs(box.resolution.y),
+        "south" if up else "north": (box.shape.y - last_row) * abs(box.resolution.y),
+        "west" if left else "east": columns * abs(box.resolution.x),
+        "east" if left else "west": (box.shape.x - last_column) * abs(box.resolution.x),
+    }
+    short = {side: reach[side] - have for side, have in rest.items() if have < reach[side] - 1e-6}
+    if short:
+        missing = ", ".join(f"{np.ceil(m):,.0f} m in the {side}" for side, m in short.items())
+        raise CubeError(
+            f"the terrain model ends too near the grid: {missing} are missing. What lies there "
+            "reaches into the grid; read the model on geobox.buffered(...) of as much more"
+        )
+    return slice(rows, last_row), slice(columns, last_column)
+
+
+def _slope_reach(elevation: xr.DataArray, smooth: float) -> dict[str, float]:
+    """Return the margin in metres by which a slope looks around itself."""
+    _, step_y, step_x = _heights(elevation)
+    y, x = (
+        (1 + (int(4 * smooth / abs(step) + 0.5) if smooth > 0 else 0)) * abs(step)
+        for step in (step_y, step_x)
+    )
+    return {"north": y, "south": y, "east": x, "west": x}
 
 
 def gradient(elevation: xr.DataArray, *, smooth: float = 20.0) -> tuple[Floats, Floats]:
@@ -189,29 +160,77 @@ def _smoothed(heights: Floats, sigma: tuple[float, float]) -> Floats:
 
 
 def slope_aspect(
-    elevation: xr.DataArray, *, smooth: float = 0.0
+    elevation: xr.DataArray, *, smooth: float = 0.0, within: Any = None
 ) -> tuple[xr.DataArray, xr.DataArray]:
-    """Return slope and aspect, (y, x) float32 degrees, NaN = no data.
+    """Return slope and aspect, (y, x) degrees, NaN = no data, in the model's precision.
 
-    Slope is the steepest descent, 0..90; aspect the direction it faces, clockwise from grid north,
-    0..360, NaN on level ground.
+    Slope is the steepest descent, 0..90; aspect the direction it faces, clockwise from true north
+    (the grid's convergence is added), 0..360, NaN on level ground: an angle, never to be averaged
+    or interpolated as it is.
+
+    Parameters
+    ----------
+    elevation : xarray.DataArray
+        Metres, (y, x), on a projected grid.
+    smooth : float
+        See `gradient`; stands in the attribute ``dem_smoothing_m``.
+    within : GeoBox, optional
+        The grid of the result, a part of the model's. Without it the result covers the model, and
+        at its rim (attribute ``one_sided_px``) slopes are taken from one side alone, so that they
+        differ from those of the same ground inside a larger model.
+
+    Raises
+    ------
+    CubeError
+        See `gradient`; a model that does not reach far enough around `within`.
     """
-    dz_dx, dz_dy = gradient(elevation, smooth=smooth)
+    dz_dx, dz_dy, like = _gradient_on(elevation, smooth, within)
     steep = np.hypot(dz_dx, dz_dy)
-    aspect = np.rad2deg(np.arctan2(-dz_dx, -dz_dy)) % 360
-    slope = elevation.copy(data=np.rad2deg(np.arctan(steep)).astype(np.float32))
-    facing = elevation.copy(data=np.where(steep > 0, aspect, np.nan).astype(np.float32))
+    turn = convergence(like.odc.geobox)
+    aspect = (np.rad2deg(np.arctan2(-dz_dx, -dz_dy)) + turn) % 360
+    slope = np.rad2deg(np.arctan(steep))
+    facing = np.where(steep > 0, aspect, np.nan)
+    attrs = _slope_attrs(elevation, smooth, within)
     return (
-        slope.rename("slope").assign_attrs(long_name="slope", units="degrees"),
-        facing.rename("aspect").assign_attrs(long_name="aspect", units="degrees"),
+        _like(like, slope, "slope").assign_attrs(long_name="slope", **attrs),
+        _like(like, facing, "aspect").assign_attrs(
+            long_name="aspect, clockwise from true north", kind="phase", **attrs
+        ),
     )
 
 
-def local_incidence(elevation: xr.DataArray, look: Look, *, smooth: float = 20.0) -> xr.DataArray:
-    """Return the local incidence angle, (y, x) float32 degrees 0..180, NaN = no data.
+def _gradient_on(
+    elevation: xr.DataArray, smooth: float, within: Any
+) -> tuple[Floats, Floats, xr.DataArray]:
+    """Return dz/dx, dz/dy and the heights of a grid within a model."""
+    part = _part(elevation, within, _slope_reach(elevation, smooth))
+    dz_dx, dz_dy = gradient(elevation, smooth=smooth)
+    return dz_dx[part], dz_dy[part], elevation[part]
+
+
+def _slope_attrs(elevation: xr.DataArray, smooth: float, within: Any) -> dict[str, Any]:
+    step = max(abs(float(s)) for s in _heights(elevation)[1:])
+    rim = round(max(_slope_reach(elevation, smooth).values()) / step)
+    attrs: dict[str, Any] = {"units": "degrees", "dem_smoothing_m": smooth}
+    return attrs if within is not None else {**attrs, "one_sided_px": rim}
+
+
+def _like(elevation: xr.DataArray, values: Floats, name: str) -> xr.DataArray:
+    """Return numbers on the grid of a model, in its precision (float32 of whole numbers)."""
+    dtype = elevation.dtype if elevation.dtype.kind == "f" else np.dtype(np.float32)
+    out: xr.DataArray = elevation.copy(data=values.astype(dtype)).rename(name)
+    out.attrs = {}
+    return out
+
+
+def local_incidence(
+    elevation: xr.DataArray, look: Look, *, smooth: float = 20.0, within: Any = None
+) -> xr.DataArray:
+    """Return the local incidence angle, (y, x) degrees 0..180, NaN = no data.
 
     ``cos(incidence) = look . normal`` with ``normal = (-dz/dx, -dz/dy, 1) / |...|`` (Ulaby and
-    Long 2014, 4-5). Above 90 degrees the surface faces away and lies in shadow.
+    Long 2014, 4-5). Above 90 degrees the surface faces away and lies in shadow. float64 of a
+    float64 model, else float32.
 
     Parameters
     ----------
@@ -219,22 +238,22 @@ def local_incidence(elevation: xr.DataArray, look: Look, *, smooth: float = 20.0
         Metres, (y, x), on a projected grid.
     look : Look
         In true east, north, up; turned here by the grid's convergence.
-    smooth : float
-        See `gradient`.
+    smooth, within
+        See `gradient` and `slope_aspect`.
 
     Raises
     ------
     CubeError
-        See `gradient`; a look whose shape is not the grid's.
+        See `slope_aspect`; a look whose shape is not the grid's.
     """
-    dz_dx, dz_dy = gradient(elevation, smooth=smooth)
-    grid_look = _on_grid(elevation, look)
+    dz_dx, dz_dy, like = _gradient_on(elevation, smooth, within)
+    grid_look = _on_grid(like, look)
     length = np.sqrt(1 + dz_dx**2 + dz_dy**2)
     cosine = (-dz_dx * grid_look.east - dz_dy * grid_look.north + grid_look.up) / length
-    angle = np.rad2deg(np.arccos(np.clip(cosine, -1, 1))).astype(np.float32)
-    return elevation.copy(data=angle).rename("incidence").assign_attrs(
-        long_name="local incidence angle", units="degrees", dem_smoothing_m=smooth
-    )  # fmt: skip
+    angle = np.rad2deg(np.arccos(np.clip(cosine, -1, 1)))
+    return _like(like, angle, "incidence").assign_attrs(
+        long_name="local incidence angle", **_slope_attrs(elevation, smooth, within)
+    )
 
 
 def local_incidence_from_angles(
@@ -243,11 +262,14 @@ def local_incidence_from_angles(
     """Return the local incidence angle by angles alone, degrees: the same as the vector form.
 
     ``cos(i) = cos(t) cos(s) + sin(t) sin(s) cos(b - a)``, t ellipsoidal incidence, b azimuth from
-    target to sensor, s slope, a aspect (downslope azimuth), all degrees.
+    target to sensor, s slope, a aspect (downslope azimuth), all degrees; both azimuths clockwise
+    from true north, as `slope_aspect` gives aspect. Level ground has no aspect: NaN counts as 0
+    where the slope is 0.
     """
     theta, beta, tilt, facing = (
         np.deg2rad(np.asarray(v, np.float64)) for v in (incidence, look_azimuth, slope, aspect)
     )
+    facing = np.where(tilt == 0, 0.0, facing)
     cosine = np.cos(theta) * np.cos(tilt) + np.sin(theta) * np.sin(tilt) * np.cos(beta - facing)
     return np.asarray(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
 
@@ -262,7 +284,9 @@ def _on_grid(elevation: xr.DataArray, look: Look) -> Look:
     return look.turned(convergence(elevation.odc.geobox))
 
 
-def layover_shadow(elevation: xr.DataArray, look: Look) -> xr.DataArray:
+def layover_shadow(
+    elevation: xr.DataArray, look: Look, *, kinds: bool = False, within: Any = None
+) -> xr.DataArray:
     """Return layover and shadow, (y, x) uint8: 0 none, 1 shadow, 2 layover, 3 both, 255 no data.
 
     Along each line of sight on the ground, from near to far: a point is laid over where its slant
@@ -273,22 +297,33 @@ def layover_shadow(elevation: xr.DataArray, look: Look) -> xr.DataArray:
     Parameters
     ----------
     elevation : xarray.DataArray
-        Metres, (y, x), on a projected grid of square pixels; not smoothed. Shadow and layover
-        reach in from outside: give a margin of relief x tan(incidence), a few kilometres in
-        mountains.
+        Metres, (y, x), north-up or south-up, on a projected grid of square pixels; not smoothed.
+        Shadow and layover reach in from outside: give a margin of relief x tan(incidence), a few
+        kilometres in mountains.
     look : Look
         In true east, north, up; one direction for the area (its mean is taken: over 100 km it
         turns by less than half a degree).
+    kinds : bool
+        Whether to tell active from passive: 4 is added where the slope itself is laid over (range
+        falls with distance), 8 where it faces away from the sensor. So 6 is active and 2 passive
+        layover, 9 active and 1 passive shadow; codes & 3 are as without.
+    within : GeoBox, optional
+        The grid of the result, a part of the model's, which must reach as far around it as the
+        model's relief can throw shadow and layover. Without it nothing says that what reaches in
+        from outside is missing.
 
     Raises
     ------
     CubeError
-        See `gradient`; pixels that are not square; look vectors without a direction.
+        See `gradient`; pixels that are not square; look vectors without a direction; a model that
+        does not reach far enough around `within`.
     """
     heights, step_y, step_x = _heights(elevation)
     if abs(abs(step_y) - abs(step_x)) > 1e-6:
         raise CubeError(f"layover needs square pixels, not {abs(step_x)} x {abs(step_y)} m")
-    grid_look = _on_grid(elevation, look)
+    grid_look = _on_grid(
+        elevation if within is None else elevation[_inside(elevation, within)], look
+    )
     east, north, up = (_mean(v) for v in (grid_look.east, grid_look.north, grid_look.up))
     ground = np.hypot(east, north)
     if not ground > 0:
@@ -297,21 +332,67 @@ def layover_shadow(elevation: xr.DataArray, look: Look) -> xr.DataArray:
             "on the ground: a radar looks sideways; give vectors from target to sensor with data"
         )
     theta = np.arctan2(ground, up)
-    lines = _Lines.along(heights.shape, (east / ground, -north / ground))
-    profile = lines.take(heights)
-    away = np.arange(profile.shape[1]) * abs(step_x)
+    toward = (east / ground, north / ground)
+    part = _part(elevation, within, _throw(heights, float(theta), toward, abs(step_x)))
+    # rows run south and columns east in the lines below
+    turned = (
+        slice(None, None, -1 if step_y > 0 else 1),
+        slice(None, None, -1 if step_x < 0 else 1),
+    )
+    lines = _Lines.along(heights.shape, (toward[0], -toward[1]))
+    codes = _codes(lines.take(heights[turned]), float(theta), abs(step_x))
+    out = lines.put(codes if kinds else codes & np.uint8(BOTH))[turned]
+    out[~np.isfinite(heights)] = NO_DATA
+    name = "layover and shadow: 0 none, 1 shadow, 2 layover, 3 both"
+    found: xr.DataArray = elevation[part].copy(data=out[part]).rename("layover_shadow")
+    found.attrs = {
+        "long_name": f"{name}; + 4 active layover, + 8 active shadow" if kinds else name,
+        "units": "1",
+        "nodata": NO_DATA,
+    }
+    return found
+
+
+def _inside(elevation: xr.DataArray, within: Any) -> Part:
+    return _part(elevation, within, dict.fromkeys(("north", "south", "east", "west"), 0.0))
+
+
+def _throw(
+    heights: Floats, theta: float, toward: tuple[float, float], step: float
+) -> dict[str, float]:
+    """Return how far outside a grid ground can lie that shades it or is laid over it, metres."""
+    known = heights[np.isfinite(heights)]
+    relief = float(np.ptp(known)) if known.size else 0.0
+    # a shadow comes from the near side; who covers whom in range may lie on either
+    far = relief / np.tan(theta)
+    near = max(relief * np.tan(theta), far)
+    east, north = toward
+    return {
+        "east": step + max(near * east, far * -east),
+        "west": step + max(near * -east, far * east),
+        "north": step + max(near * north, far * -north),
+        "south": step + max(near * -north, far * north),
+    }
+
+
+def _codes(profile: Floats, theta: float, step: float) -> npt.NDArray[np.uint8]:
+    """Return layover, shadow and their kinds along lines from near to far, uint8."""
+    away = np.arange(profile.shape[1]) * step
     reach = away * np.sin(theta) - profile * np.cos(theta)  # slant range, up to a constant
     before = _running(np.fmax, reach)
     after = _running(np.fmin, reach[:, ::-1])[:, ::-1]
     layover = (reach <= before) | (reach >= after)
     sight = profile + away / np.tan(theta)
     shadow = sight < _running(np.fmax, sight)
-    code = np.where(layover, LAYOVER, 0) + np.where(shadow, SHADOW, 0)
-    out = lines.put(code.astype(np.uint8))
-    out[~np.isfinite(heights)] = NO_DATA
-    return elevation.copy(data=out).rename("layover_shadow").assign_attrs(
-        long_name="layover and shadow: 0 none, 1 shadow, 2 layover, 3 both", units="1"
-    )  # fmt: skip
+    # both kinds by the slope at the point itself
+    active_layover = layover & (np.gradient(reach, axis=1) < 0)
+    active_shadow = shadow & (np.gradient(sight, axis=1) < 0)
+    parts = ((shadow, SHADOW), (layover, LAYOVER), (active_layover, ACTIVE_LAYOVER),
+             (active_shadow, ACTIVE_SHADOW))  # fmt: skip
+    out = np.zeros(profile.shape, np.uint8)
+    for where, bit in parts:
+        out |= np.where(where, bit, 0).astype(np.uint8)
+    return out
 
 
 def _mean(values: Any) -> float:
