@@ -304,6 +304,34 @@ def test_a_rival_that_is_absent_says_so(track: field.Course, tmp_path: Path) -> 
     assert "No module named 'litdata'" in told[0][1]
 
 
+def test_everyone_is_paired_with_ours(track: field.Course) -> None:
+    ran: list[str] = []
+
+    def rival(name: str, n: int) -> field.Rival:
+        def start() -> list[Any]:
+            ran.append(name)
+            return []
+
+        return dataclasses.replace(arrays.memcpy(track), name=name, n=n, start=start)
+
+    found = race_main.turns([rival("ours", 8), rival("a", 4), rival("b", 2)], 2)
+    assert ran == [
+        "ours",
+        "ours",
+        "ours",
+        "a",
+        "ours",
+        "b",
+        "b",
+        "ours",
+        "a",
+        "ours",
+        "ours",
+        "ours",
+    ]
+    assert [len(p.took) for p in found] == [len(p.ours) for p in found] == [2, 2, 2]
+
+
 def test_race_needs_its_environment(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--make-env"):
         race_main.main(["--env", str(tmp_path / "none")])

@@ -6,6 +6,7 @@ import argparse
 import gc
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -42,7 +43,7 @@ def heats(track: Course, folder: Path, *, quick: bool) -> list[Heat]:
     found: list[Heat] = []
 
     def add(name: str, *make: tuple[str, Callable[[Path], Rival]]) -> None:
-        found.append(Heat(name=name, folder=folder, make=make[:2] if quick else make))
+        found.append(Heat(name=name, folder=folder, make=make[:1] if quick else make))
 
     crews = (CORES,) if quick else (CORES, 0)
     for name, form in formats.FORMATS.items():
@@ -141,6 +142,36 @@ def _named(place: Path, heat: Heat, label: str) -> bool:
     return place.name == f"{heat.name}-{label.partition(';')[0]}".replace(" ", "-")
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds a sample of one rival and, right before or after each of its passes, of ours."""
+
+    took: list[float]
+    ours: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times our time it takes, the median of pairs."""
+        return common.ratio(self.took, self.ours)
+
+
+def turns(rivals: Sequence[Rival], repeats: int) -> list[Pairs]:
+    """Return seconds of everyone, forwards and then backwards, each pass beside one of ours.
+
+    With twenty rivals a turn takes a quarter of a minute: the first of the list would meet another
+    state of the machine than the last (two turns on a busy one put TensorStore at 0.7 of our time,
+    side by side it takes twice that).
+    """
+    first, found = rivals[0], [Pairs([], []) for _ in rivals]
+    for n in range(repeats):
+        order = list(zip(rivals, found, strict=True))
+        for one, pairs in order if n % 2 == 0 else reversed(order):
+            both = [(first, pairs.ours), (one, pairs.took)]
+            for who, seconds in both if n % 2 == 0 else reversed(both):
+                seconds.append(common.seconds(who.run) / who.n)
+    return found
+
+
 def cold(rivals: Sequence[Rival], repeats: int) -> dict[int, float]:
     """Return seconds a sample with the pages forgotten before each pass, the best of some turns."""
     os.sync()  # pages that are not written yet are kept
@@ -154,15 +185,15 @@ def cold(rivals: Sequence[Rival], repeats: int) -> dict[int, float]:
     return {i: min(v) for i, v in out.items() if v}
 
 
-def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: Any) -> str:
+def table(track: Course, rivals: list[Rival], spent: list[Pairs], chilly: Any) -> str:
     """Return the table of the race."""
-    base = spent[0]
+    spent[0] = Pairs(*([s for p in spent for s in p.ours],) * 2)  # all of its passes
     mb = sum(v.nbytes for v in track.truth.values()) / len(track.wanted) / 1e6
     every = sum(v.nbytes for v in track.pixels.values()) / track.patches / 1e6
     ours = rivals[0].nbytes / track.patches / 1e6 / every
     rows = []
     for i, (one, took) in enumerate(zip(rivals, spent, strict=True)):
-        rate = 1 / sorted(took)[len(took) // 2]
+        rate = 1 / statistics.median(took.took)
         each = one.nbytes / one.stored / 1e6 if one.stored and one.nbytes else 0.0
         rows.append(
             (
@@ -173,7 +204,7 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
                 each / (every if one.fresh else mb) / ours if each else "",
                 rate,
                 rate * mb,
-                common.ratio(took, base),
+                took.ratio,
                 rate / each if each else "",
                 1 / chilly[i] if i in chilly else "",
             )
@@ -186,21 +217,20 @@ def table(track: Course, rivals: list[Rival], spent: list[list[float]], chilly: 
     title = (
         f"Race: whole samples of {mb:.1f} MB, 12 dates, {track.size} px, batches of "
         f"{track.where.batch}, {n} a pass; {CORES} threads or processes; medians of "
-        f"{len(base)} turns"
+        f"{len(spent[-1].took)} turns"
     )
     return common.table(title, head, rows, *PACKAGES)
 
 
-def bars(rivals: list[Rival], spent: list[list[float]]) -> str:
+def bars(rivals: list[Rival], spent: list[Pairs]) -> str:
     """Return the bars that the race is held for, each with what this run gave."""
-    ours = spent[0]
     lines = []
 
     def line(what: str, value: float, bar: float) -> None:
         lines.append(f"- {what}: {value:.3g} (bar {bar:g}{'' if value >= bar else ', not held'})")
 
     for one, took in zip(rivals, spent, strict=True):
-        name, ratio = f"{one.name}, {one.layout}", common.ratio(took, ours)
+        name, ratio = f"{one.name}, {one.layout}", took.ratio
         if one.name == "xbatcher" and "documented" in one.layout:
             line(f"ours over {name}", ratio, 60)
         elif one.name == "zarrs":
@@ -221,7 +251,7 @@ def main(arguments: Sequence[str] = ()) -> str:
     parser.add_argument("--env", type=Path, help="run in that environment")
     parser.add_argument("--folder", type=Path, help="keep the store here")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a small store, fewer layouts")
+    parser.add_argument("--quick", action="store_true", help="a small store, one layout each")
     parser.add_argument("--only", default="", help="rivals whose name contains this")
     chosen = parser.parse_args(list(arguments))
     if chosen.make_env:
@@ -244,9 +274,7 @@ def main(arguments: Sequence[str] = ()) -> str:
             told.append(f"- {heat.name}: " + "; ".join(f"{k} {v}" for k, v in how))
             (absent.append(heat.name) if best is None else rivals.append(best))
         repeats = 2 if chosen.quick else chosen.repeats
-        calls: dict[str, Callable[[], None]] = {str(i): r.run for i, r in enumerate(rivals)}
-        spent = list(common.rounds(calls, repeats).values())
-        spent = [[s / r.n for s in t] for t, r in zip(spent, rivals, strict=True)]
+        spent = turns(rivals, repeats)
         text = table(track, rivals, spent, cold(rivals, 1 if chosen.quick else 2))
         text += "\n" + bars(rivals, spent)
         rivals.clear()
