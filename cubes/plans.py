@@ -299,17 +299,20 @@ def _pixel(row: Any, key: str) -> float | None:
     return float(said) if said else None
 
 
-def _native(product: Product, layer: Layer, rows: Sequence[Any]) -> float | list[float]:
-    """Return the pixel edge of the source in metres: a number, or a list where channels differ.
+def _native(product: Product, layer: Layer, rows: Sequence[Any]) -> float | str:
+    """Return the pixel edge of the source in metres: a number, or a text where channels differ.
 
-    What the first item says, else the layer's row.
+    What the first item says, else the layer's row. The text names each channel (``B02 10, B11
+    20``): a list in the order of the channels would be wrong once some of them are selected.
     """
-    edges = [
-        next((e for row in rows[:1] if (e := _pixel(row, product.assets[c]))), layer.resolution)
+    edges = {
+        c: next((e for row in rows[:1] if (e := _pixel(row, product.assets[c]))), layer.resolution)
         for c in (layer.channels or ("",))
         if c in product.assets
-    ]
-    return edges if len(set(edges)) > 1 else edges[0] if edges else layer.resolution
+    }
+    if len(set(edges.values())) > 1:
+        return ", ".join(f"{channel} {edge:g}" for channel, edge in edges.items())
+    return next(iter(edges.values()), layer.resolution)
 
 
 def _attrs(layer: Layer, product: Product, rows: Sequence[Any]) -> dict[str, Any]:

@@ -232,6 +232,6 @@ def _legend(text: str) -> Legend:
         return Legend(**{**plain, "classes": dict(pairs), "remap": remap, "groups": groups})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CubeError(
-            f"{text[:80]!r} holds no legend ({type(error).__name__}: {error}); it is written by "
-            "cubes.Legend.to_json"
+            f"{text[:80]!r} holds no legend ({type(error).__name__}: {error}); it is "
+            "written by cubes.legend(NAME).to_json()"
         ) from None

@@ -54,13 +54,18 @@ def check(cube: xr.DataTree, *, values: bool = True) -> None:
     Raises
     ------
     CubeError
-        Lists every violation: unknown groups or variables, dimensions, dtypes, units, attributes
-        that contradict a layer's row; coordinates that are missing, unsorted, doubled, along
-        another dimension than the documented one, or of a form that a store does not keep; grids
-        that are not even, differ from group to group or lie in degrees. Of arrays in memory a
-        central window is compared with the layer's range; dask arrays are not computed: their
-        values are looked at while they are written.
+        Not a DataTree; else lists every violation: unknown groups or variables, dimensions,
+        dtypes, units, attributes that contradict a layer's row; coordinates that are missing,
+        unsorted, doubled, along another dimension than the documented one, or of a form that a
+        store does not keep; grids that are not even, differ from group to group or lie in degrees.
+        Of arrays in memory a central window is compared with the layer's range; dask arrays are
+        not computed: their values are looked at while they are written.
     """
+    if not isinstance(cube, xr.DataTree):
+        raise CubeError(
+            f"a cube is an xarray.DataTree of groups, not a {type(cube).__name__}: give the group "
+            "its name, such as xarray.DataTree.from_dict({'s2': dataset})"
+        )
     found = list(_violations(cube))
     if values:
         found += values_of_other_units(cube, registry.layers())

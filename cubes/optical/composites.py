@@ -102,7 +102,7 @@ def _own(mask: xr.DataArray, template: xr.DataArray) -> xr.DataArray:
     return wide.assign_attrs(mask="supplied by the user")
 
 
-def dilate(mask: xr.DataArray, pixels: int) -> xr.DataArray:
+def dilate(mask: xr.DataArray, pixels: int, *, valid: xr.DataArray | None = None) -> xr.DataArray:
     """Return a mask whose unusable areas have grown by a disc, lazy.
 
     Parameters
@@ -111,19 +111,29 @@ def dilate(mask: xr.DataArray, pixels: int) -> xr.DataArray:
         ``(time, y, x)`` or ``(y, x)``, bool, True = usable.
     pixels : int
         Radius in pixels.
+    valid : DataArray, optional
+        Where there is data, bool, dims of `mask`, such as ``cubes.valid(cube["s2/scl"])``: what is
+        missing is no cloud and does not grow, as in `ClearPolicy`. A mask alone does not tell
+        missing from cloudy: without `valid` everything that is unusable grows, the outside of a
+        swath too.
 
     Raises
     ------
     CubeError
-        Not bool, or a negative radius.
+        Not bool, `valid` on another grid, or a negative radius.
     """
     if mask.dtype != bool:
         raise CubeError(f"the mask has dtype {mask.dtype}; it must be bool, True where usable")
     if pixels < 0 or pixels != int(pixels):
         raise CubeError(f"cannot dilate by {pixels} pixels; give whole pixels, 0 or more")
-    out = physics.with_halo(
-        mask, partial(_dilated, pixels=pixels), pixels, boundary=True, dtype=bool
+    grown = mask
+    if valid is not None:
+        # a person's own mask is held to the same rules
+        grown = mask | ~_own(valid, mask)
+    near = physics.with_halo(
+        grown, partial(_dilated, pixels=pixels), pixels, boundary=True, dtype=bool
     )
+    out = near if valid is None else near & mask
     return out.assign_attrs(mask=f"{mask.attrs.get('mask', 'mask')}, dilated by {pixels} px")
 
 

@@ -128,12 +128,14 @@ def nbar(cube: xr.DataTree, *, angles: Angles | None = None) -> xr.DataArray:
     -------
     xarray.DataArray
         As ``s2/reflectance``: ``(time, band, y, x)``, float32, NaN where nodata. Attribute ``nbar``
-        says what was done; the sun stays where it was.
+        says what was done; the sun stays where it was. Bands without published coefficients (B01,
+        B09) are handed on as they are, so that the cube keeps its bands; the attribute
+        ``nbar_unadjusted`` names them.
 
     Raises
     ------
     CubeError
-        No such layer; angles missing or out of range; a band without coefficients.
+        No such layer; angles missing or out of range; no band with coefficients.
     """
     if "s2" not in cube.children or "reflectance" not in cube["s2"].data_vars:
         raise CubeError("this cube has no layer 's2/reflectance', of which NBAR is made")
@@ -142,18 +144,29 @@ def nbar(cube: xr.DataTree, *, angles: Angles | None = None) -> xr.DataArray:
         raise CubeError(f"this reflectance is adjusted already: {data.attrs['nbar']}")
     given = angles or _stored(data)
     sun, view, azimuth = _checked(given, data)
+    bands = [str(band) for band in data["band"].to_numpy()]
+    known = [band for band in bands if band in COEFFICIENTS]
+    if not known:
+        raise CubeError(
+            f"there are no published c-factor coefficients for {', '.join(bands)}; there are for "
+            f"{', '.join(COEFFICIENTS)}: open the cube with some of those"
+        )
     factors = [
         xr.apply_ufunc(
-            lambda s, v, a, band=str(band): c_factor(band, s, v, a),
+            lambda s, v, a, band=band: c_factor(band, s, v, a),
             sun, view, azimuth, dask="parallelized", output_dtypes=[np.float64],
         )
-        for band in data["band"].to_numpy()
+        if band in known else xr.DataArray(1.0)
+        for band in bands
     ]  # fmt: skip
     factor = xr.concat(factors, "band", coords="minimal", compat="override")
     factor = factor.assign_coords(band=data["band"]).astype(np.float32)
     out: xr.DataArray = (data * factor).transpose(*data.dims).astype(np.float32)
     what = "angles supplied by the user" if angles else "mean angles of each date's granules"
     out.attrs = {**data.attrs, "nbar": f"{SOURCE}; {what}"}
+    left = [band for band in bands if band not in known]
+    if left:
+        out.attrs["nbar_unadjusted"] = ", ".join(left)
     out.encoding["grid_mapping"] = "spatial_ref"
     return out.rename("reflectance")
 

@@ -14,9 +14,18 @@ from cubes.types import CubeError
 
 Floats = npt.NDArray[np.float32]
 
+ENOUGH = 1024
+"""Values with data from which decibels can be told from linear power: of 32 x 32 pixels of a city
+in dB some are below 0, of power none is."""
+MOST_DB = 30.0
+"""A median that no surface has; the brightest reflector of an image may be above."""
+
 
 def lee(backscatter: xr.DataArray, *, size: int = 15, looks: float = 4.4) -> xr.DataArray:
     """Return backscatter after Lee's filter, dB, same dims and chunks, NaN = nodata.
+
+    How many looks are left varies with the weight from pixel to pixel: ``equivalent_looks`` of the
+    source is renamed ``equivalent_looks_unfiltered``.
 
     Each pixel becomes ``mean + w (pixel - mean)`` over a square of `size` pixels, with ``w = max(0,
     1 - Cu^2 / Ci^2)``, Ci the local coefficient of variation of power and ``Cu^2 = 1 / looks`` that
@@ -35,13 +44,14 @@ def lee(backscatter: xr.DataArray, *, size: int = 15, looks: float = 4.4) -> xr.
     Raises
     ------
     CubeError
-        Not in dB; an even or too small window; looks below 1.
+        Not in dB: other units stated, or values of linear power (of arrays on dask when they are
+        computed); an even or too small window; looks below 1.
     """
     _check(backscatter, size)
-    if looks < 1:
-        raise CubeError(f"looks {looks} must be at least 1")
+    if not 1 <= looks < np.inf:  # NaN is neither
+        raise CubeError(f"looks {looks} must be a number of at least 1")
     out = _per_image(backscatter, _lee_block, size // 2, size=size, looks=looks)
-    return out.assign_attrs(speckle_filter=f"Lee {size}x{size}, {looks:g} looks")
+    return _described(out, f"Lee {size}x{size}, {looks:g} looks")
 
 
 def multitemporal(backscatter: xr.DataArray, *, size: int = 7) -> xr.DataArray:
@@ -50,7 +60,8 @@ def multitemporal(backscatter: xr.DataArray, *, size: int = 7) -> xr.DataArray:
     ``J_k = <I_k> / N  sum_i I_i / <I_i>`` over the N dates that have data at a pixel, ``<I>`` the
     mean over a square of `size` pixels (Quegan and Yu 2001, IEEE TGRS 39): speckle of one date is
     averaged against the others, while the radiometry of each date stays its own. Tracks differ in
-    geometry: filter one at a time.
+    geometry: filter one at a time. ``equivalent_looks`` is renamed as by `lee`: what is left
+    depends on the dates that a pixel has.
 
     Parameters
     ----------
@@ -62,7 +73,7 @@ def multitemporal(backscatter: xr.DataArray, *, size: int = 7) -> xr.DataArray:
     Raises
     ------
     CubeError
-        Not in dB; an even or too small window; no time; several tracks.
+        Not in dB (see `lee`); an even or too small window; no time; several tracks.
     """
     _check(backscatter, size)
     if "time" not in backscatter.dims:
@@ -77,7 +88,7 @@ def multitemporal(backscatter: xr.DataArray, *, size: int = 7) -> xr.DataArray:
     whole = backscatter.chunk(time=-1) if hasattr(backscatter.data, "dask") else backscatter
     axis = whole.get_axis_num("time")
     out = _per_image(whole, _multitemporal_block, size // 2, size=size, axis=axis)
-    return out.assign_attrs(speckle_filter=f"Quegan and Yu {size}x{size}")
+    return _described(out, f"Quegan and Yu {size}x{size}")
 
 
 def _check(backscatter: xr.DataArray, size: int) -> None:
@@ -89,6 +100,39 @@ def _check(backscatter: xr.DataArray, size: int) -> None:
         raise CubeError(f"a window of {size} px has no centre; take an odd number from 3 on")
 
 
+def _decibels(block: Floats) -> Floats:
+    """Return a block as it came.
+
+    Raises
+    ------
+    CubeError
+        Its values are linear power, or digital numbers.
+    """
+    known = block[np.isfinite(block)]
+    if known.size < ENOUGH:
+        return block
+    middle = float(np.median(known))
+    if known.min() >= 0:
+        raise CubeError(
+            f"none of {known.size:,} values of backscatter is below 0 (median {middle:.3g}), so "
+            "they are linear power and not dB; convert them with 10 * log10, where power is above 0"
+        )
+    if middle > MOST_DB:
+        raise CubeError(
+            f"the median of {known.size:,} values of backscatter is {middle:.3g}, which is no dB "
+            "of any surface; convert them with 10 * log10 of power"
+        )
+    return block
+
+
+def _described(out: xr.DataArray, what: str) -> xr.DataArray:
+    """Return filtered backscatter with what was done, and no looks that it has no more."""
+    attrs = dict(out.attrs)
+    if "equivalent_looks" in attrs:
+        attrs["equivalent_looks_unfiltered"] = attrs.pop("equivalent_looks")
+    return out.drop_attrs(deep=False).assign_attrs({**attrs, "speckle_filter": what})
+
+
 def _per_image(data: xr.DataArray, function: Any, halo: int, **options: Any) -> xr.DataArray:
     if not hasattr(data.data, "dask"):
         return data.copy(data=function(data.to_numpy(), **options))
@@ -96,20 +140,27 @@ def _per_image(data: xr.DataArray, function: Any, halo: int, **options: Any) -> 
     return physics.with_halo(data, part, halo, boundary=np.nan, dtype=np.float32)
 
 
+def _box(values: npt.NDArray[np.float64], size: int, axis: int) -> npt.NDArray[np.float64]:
+    """Return sums over `size` pixels, zero outside, each from its own pixels alone.
+
+    Not as differences of running sums (scipy's uniform_filter): beside a target of +50 dB their
+    rounding is 0.04 dB of the pixels behind it, so that chunks would show.
+    """
+    from scipy.ndimage import correlate1d
+
+    return np.asarray(correlate1d(values, np.ones(size), axis, mode="constant"))
+
+
 def _mean(values: npt.NDArray[np.float64], good: npt.NDArray[np.bool_], size: int) -> Any:
     """Return the mean over squares, nodata left out; NaN where a square has none."""
-    from scipy.ndimage import uniform_filter
-
-    axes = (-2, -1)
-    total = uniform_filter(np.where(good, values, 0.0), size, mode="constant", axes=axes)
-    share = uniform_filter(good.astype(np.float64), size, mode="constant", axes=axes)
-    # one pixel of the window is the least a share can be; less is rounding of running sums
-    enough = share > 0.5 / size**2
-    return np.divide(total, share, out=np.full(values.shape, np.nan), where=enough)
+    total, share = np.where(good, values, 0.0), good.astype(np.float64)
+    for axis in (-2, -1):
+        total, share = (_box(v, size, axis) for v in (total, share))
+    return np.divide(total, share, out=np.full(values.shape, np.nan), where=share > 0)
 
 
 def _lee_block(block: Floats, *, size: int, looks: float) -> Floats:
-    linear = physics.power(block).astype(np.float64)
+    linear = physics.power(_decibels(block)).astype(np.float64)
     good = np.isfinite(linear)
     mean = _mean(linear, good, size)
     square = _mean(linear**2, good, size)
@@ -121,7 +172,7 @@ def _lee_block(block: Floats, *, size: int, looks: float) -> Floats:
 
 
 def _multitemporal_block(block: Floats, *, size: int, axis: int) -> Floats:
-    linear = physics.power(block).astype(np.float64)
+    linear = physics.power(_decibels(block)).astype(np.float64)
     good = np.isfinite(linear)
     mean = _mean(linear, good, size)
     usable = good & (mean > 0)

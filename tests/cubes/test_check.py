@@ -334,6 +334,13 @@ def test_standard_coordinates_along_another_dimension_are_refused(
         cubes.check(tree(s1=data.rename(rename)))
 
 
+def test_a_dataset_is_no_cube_and_is_told_how_to_become_one() -> None:
+    data = s2(box())
+    with pytest.raises(CubeError, match=r"DataTree of groups, not a Dataset: .*from_dict\(\{'s2'"):
+        cubes.check(data)  # type: ignore[arg-type]
+    cubes.check(xr.DataTree.from_dict({"s2": data}))
+
+
 # ------------------------------------------------------------------------------- rows of one's own
 
 ROWS = """

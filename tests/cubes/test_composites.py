@@ -255,6 +255,27 @@ def test_dates_may_have_a_zone_and_must_be_dates(function) -> None:
             function(cube, wrong)
 
 
+@pytest.mark.parametrize("chunks", [None, {"time": 1, "y": 7, "x": 9}])
+def test_masks_grow_as_policies_do(chunks) -> None:
+    """What is missing is no cloud: it grows in neither where it is told apart."""
+    rng = np.random.default_rng(5)
+    codes = np.where(rng.random((2, 40, 50)) < 0.02, 9, 4).astype("uint8")
+    codes[:, :, :12] = 0
+    scl = xr.DataArray(codes, dims=("time", "y", "x"), attrs={"nodata": 0})
+    scl = scl if chunks is None else scl.chunk(chunks)
+    policy = cubes.ClearPolicy(dilate=3)
+    plain = composites.clear_of(scl, cubes.ClearPolicy())
+    by_policy = composites.clear_of(scl, policy)
+    grown = composites.dilate(plain, 3, valid=cubes.valid(scl))
+    np.testing.assert_array_equal(grown, by_policy)
+    assert by_policy[:, :, 12].any()
+    assert not composites.dilate(plain, 3)[:, :, 12].any()  # a mask alone cannot know
+    with pytest.raises(cubes.CubeError, match="must be bool"):
+        composites.dilate(plain, 3, valid=scl)
+    with pytest.raises(cubes.CubeError, match="another y"):
+        composites.dilate(plain, 3, valid=cubes.valid(scl)[:, 1:])
+
+
 def test_a_gap_must_be_a_length_of_time() -> None:
     with pytest.raises(cubes.CubeError, match="'a month' as a Timedelta; give one such as '30D'"):
         composites.nearest(_cube(), "2021-05-12", max_gap="a month")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cubes import registry
-from cubes.types import CubeError
+from cubes.registry import checks
+from cubes.types import SCL_CODES, ClearPolicy, CubeError
 
 COLOUR = re.compile(r"^#[0-9a-f]{6}$")
 
@@ -68,6 +69,92 @@ def test_corine_levels() -> None:
 def test_unknown_codes_are_refused(call, word: str) -> None:
     with pytest.raises(CubeError, match=word):
         call()
+
+
+LAYER = {
+    "long_name": '"x"', "dims": '["year", "y", "x"]', "units": '"1"', "kind": '"class"',
+    "work_dtype": '"uint8"', "work_nodata": "255", "convert": '"stored"', "dtype": '"uint8"',
+    "nodata": "255", "kernel": '"nearest"', "resolution": "10", "valid_range": "[0, 254]",
+    "legend": '"crops"',
+}  # fmt: skip
+LEGEND = {"title": '"Crops"', "origin": '"measured"', "nodata": "255"}
+
+
+def _add(folder: Path, classes: str, more: str, row: dict[str, str]) -> None:
+    """Add a legend and its layer from a file, as a user would."""
+    lines = ["[legends.crops]", *(f"{k} = {v}" for k, v in LEGEND.items())]
+    lines += [f"classes = {classes}", more, '[layers."labels/crops"]']
+    lines += [f"{k} = {v}" for k, v in {**LAYER, **row}.items()]
+    path = folder / "crops.toml"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    registry.add(path)
+
+
+WHEAT = '{ 1 = ["wheat", "#d8b56b"] }'
+
+
+@pytest.mark.parametrize(
+    ("classes", "more", "row", "words"),
+    [
+        ('{ 1 = "wheat" }', "", {}, r'class 1 of legend \'crops\' is "wheat"; give its name and'),
+        ('{ 1 = ["a"] }', "", {}, r'class 1 of legend \'crops\' is \["a"\]; give its name and its'),
+        ('{ 1 = ["a", 3] }', "", {}, r'class 1 of .* is \["a", 3\]'),
+        ('{ 1 = ["", "#112233"] }', "", {}, "class 1 of .* has no name"),
+        ('{ a = ["wheat", "#d8b56b"] }', "", {}, "has the code 'a'; codes are whole numbers"),
+        ('{ "1.5" = ["a", "#d8b56b"] }', "", {}, r"has the code '1\.5'"),
+        ('{ "1_0" = ["a", "#d8b56b"] }', "", {}, "has the code '1_0'"),
+        ('{ "\u0663" = ["a", "#d8b56b"] }', "", {}, "has the code '\u0663'"),
+        ('{ "-1" = ["a", "#d8b56b"] }', "", {}, "has the code -1; codes are whole numbers from 0"),
+        ('{ 70000 = ["a", "#d8b56b"] }', "", {}, "has the code 70000"),
+        ('{ 1 = ["wheat", "red"] }', "", {},
+         r"class 1 \(wheat\) of legend 'crops' has the colour 'red'; give it as #rrggbb"),
+        ('{ 255 = ["x", "#112233"] }', "", {}, r"has the class 255 \(x\), which is its nodata too"),
+        ('{ 300 = ["x", "#112233"] }', "", {},
+         r"layer 'labels/crops' .*uint8, .*holds codes up to 255, and the legend has 300 \(x\)"),
+        ("{}", "", {}, "has no classes"),
+        ("3", "", {}, "classes of legend 'crops' is 3, not a table"),
+        (WHEAT, "ignore = [2]", {}, "ignore of legend 'crops' names the code 2, which is none of"),
+        (WHEAT, "groups = { g = [3] }", {}, "group 'g' of legend 'crops' names the code 3"),
+        (WHEAT, "groups = { g = 3 }", {}, "group 'g' of legend 'crops' is 3; give a list"),
+        (WHEAT, "remap = { common = 3 }", {}, "remap to 'common' of legend 'crops' is 3, not a"),
+        (WHEAT, "", {"nodata": "1", "work_nodata": "1"}, "nodata 1, which is the class 'wheat'"),
+        (WHEAT, "", {"nodata": "0", "work_nodata": "0"}, "has nodata 0, and the legend 255"),
+        (WHEAT, "", {"work_nodata": "0"}, "work_nodata 0 and nodata 255: codes are stored as they"),
+        (WHEAT, "", {"convert": '"identity"'}, "codes are never converted"),
+        (WHEAT, "", {"work_dtype": '"uint16"'}, "codes are never converted"),
+        (WHEAT, "", {"dtype": '"float32"', "work_dtype": '"float32"'}, "codes are kind"),
+        (WHEAT, "", {"legend": '"crop"'}, "unknown legend 'crop'; did you mean 'crops'"),
+    ],
+)  # fmt: skip
+def test_a_legend_that_cannot_be_used_is_refused_when_it_is_read(
+    tmp_path: Path, classes: str, more: str, row: dict[str, str], words: str
+) -> None:
+    before = registry.legends(), registry.layers()
+    with pytest.raises(CubeError, match=words) as raised:
+        _add(tmp_path, classes, more, row)
+    assert "crops.toml: " in str(raised.value)
+    # all of a file's rows or none
+    assert (registry.legends(), registry.layers()) == before
+
+
+def test_rows_that_are_no_tables_are_refused(tmp_path: Path) -> None:
+    for text, match in [("legends = 3", "legends in a.toml is 3"),
+                        ("[legends]\ncrops = 3", "legends. crops is 3, not a table")]:  # fmt: skip
+        (tmp_path / "a.toml").write_text(text)
+        with pytest.raises(CubeError, match=match):
+            registry.add(tmp_path / "a.toml")
+
+
+def test_shipped_layers_fit_their_legends() -> None:
+    for layer in registry.layers().values():
+        if layer.legend:
+            checks.fitting(layer, registry.legend(layer.legend))
+
+
+def test_a_policy_knows_the_classes_of_the_scene_classification() -> None:
+    assert set(SCL_CODES) == set(registry.legend("scl").classes)
+    with pytest.raises(CubeError, match=r"ClearPolicy.classes holds 99; .* from 1 to 11"):
+        ClearPolicy(classes=(4, 99))
 
 
 def _sheets(path: Path) -> list[list[int]]:

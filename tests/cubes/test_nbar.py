@@ -107,11 +107,30 @@ def test_missing_angles_are_refused_not_guessed() -> None:
         nbar.nbar(_cube(), angles=wrong)
 
 
+def test_bands_without_coefficients_are_handed_on_and_named() -> None:
+    """All of a cube's bands come back, so that the result fits where the reflectance was."""
+    cube = _cube()
+    whole = nbar.nbar(cube)
+    assert "nbar_unadjusted" not in whole.attrs
+    data = cube["s2"].to_dataset()
+    bands = data.band.to_numpy().tolist()
+    mixed = data.assign_coords(band=["B01", *bands[1:]])
+    out = nbar.nbar(xr.DataTree.from_dict({"s2": mixed}))
+    assert out.dims == data.reflectance.dims
+    assert out.band.to_numpy().tolist() == ["B01", *bands[1:]]
+    assert out.attrs["nbar_unadjusted"] == "B01"
+    np.testing.assert_array_equal(out[:, 0], mixed.reflectance[:, 0])
+    np.testing.assert_array_equal(out[:, 1:], whole[:, 1:])
+    assert not np.allclose(whole[:, 1:], data.reflectance[:, 1:])
+
+
 def test_bands_without_coefficients_and_second_helpings_are_refused() -> None:
     cube = _cube()
-    data = cube["s2"].to_dataset().assign_coords(band=["B01", "B04"])
-    with pytest.raises(cubes.CubeError, match=r"no published c-factor coefficients for band 'B01'"):
+    data = cube["s2"].to_dataset().assign_coords(band=["B01", "B09"])
+    with pytest.raises(cubes.CubeError, match=r"no published c-factor coefficients for B01, B09"):
         nbar.nbar(xr.DataTree.from_dict({"s2": data}))
+    with pytest.raises(cubes.CubeError, match=r"no published c-factor coefficients for band 'B01'"):
+        nbar.c_factor("B01", 30, 5, 0)
     twice = cube["s2"].to_dataset().assign(reflectance=nbar.nbar(cube))
     with pytest.raises(cubes.CubeError, match="adjusted already"):
         nbar.nbar(xr.DataTree.from_dict({"s2": twice}))

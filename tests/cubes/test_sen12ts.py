@@ -22,7 +22,7 @@ from cubes.cube import attributes
 from cubes.files import geotiff as files
 from cubes.sen12ts.bands import BANDS
 from cubes.series import track_label
-from cubes.types import CubeError, Layout
+from cubes.types import CubeError, Layout, Legend
 
 EDGE = 32
 BOX = GeoBox((EDGE, 2 * EDGE), Affine(10, 0, 600_000, 0, -10, 4_000_000), "EPSG:32611")
@@ -253,6 +253,42 @@ def test_export_read_export_is_the_same_bytes(exported: Path, tmp_path: Path) ->
         sen12ts.export(tmp_path / f"{place}.zarr", tmp_path / "store")
     assert tree_bytes(tmp_path / "memory") == first
     assert tree_bytes(tmp_path / "store") == first
+
+
+def test_what_counts_as_clear_comes_back(cube: xr.DataTree, tmp_path: Path) -> None:
+    policy = {"clear_classes": [4, 5], "clear_dilate_px": 2}
+    clear = cube["s2/clear"].assign_attrs(policy)
+    sen12ts.export(put(cube, "s2", clear=clear), tmp_path / "stated", rule=RULE)
+    sen12ts.export(cube, tmp_path / "silent", rule=RULE)
+    _, tile = next(sen12ts.read_all(tmp_path / "stated"))
+    assert {k: tile["s2/clear"].attrs[k] for k in policy} == policy
+    # published files do not say: then what is clear in their pixels
+    _, tile = next(sen12ts.read_all(tmp_path / "silent"))
+    seen = np.unique(tile["s2/scl"].to_numpy()[tile["s2/clear"].to_numpy()])
+    assert tile["s2/clear"].attrs["clear_classes"] == [c for c in seen.tolist() if c]
+    assert "clear_dilate_px" not in tile["s2/clear"].attrs
+    assert "somewhere in the files" in tile["s2/clear"].attrs["clear_rule"]
+
+
+def test_labels_of_ones_own_legend_are_read_without_its_row(
+    cube: xr.DataTree, tmp_path: Path
+) -> None:
+    """The files hold the legend whole: nothing of it is known in this process."""
+    classes = {1: ("wheat", "#d8b56b"), 2: ("grass/fallow", "#00aa00")}
+    legend = Legend(name="crops", title="Crops", origin="measured", nodata=255, classes=classes)
+    codes = np.full((1, cube.sizes["y"], cube.sizes["x"]), 1, np.uint8)
+    codes[:, ::2], codes[:, :7] = 2, 255
+    labels = (("year", "y", "x"), codes, {"nodata": 255, "legend_json": legend.to_json()})
+    coords = {**xr_coords(BOX), "year": [2020]}
+    mine = cube.copy()
+    mine["labels"] = xr.Dataset({"crops": labels}, coords=coords)
+    sen12ts.export(mine, tmp_path, rule=RULE)
+    assert "crops" not in registry.legends()
+    _, tile = next(sen12ts.read_all(tmp_path))
+    found = tile["labels/crops"]
+    assert registry.legend(found) == legend
+    assert (found.attrs["legend"], found.attrs["nodata"]) == ("crops", 255)
+    np.testing.assert_array_equal(found, codes[:, :EDGE, :EDGE])
 
 
 def test_every_date_stands_once_and_the_numbers_are_the_cubes(

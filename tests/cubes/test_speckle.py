@@ -65,6 +65,7 @@ def test_chunks_do_not_matter_and_nothing_is_computed_early(name: str) -> None:
     [
         (lambda d: speckle.lee(d, size=4), "no centre"),
         (lambda d: speckle.lee(d, looks=0.5), "at least 1"),
+        (lambda d: speckle.lee(d, looks=float("nan")), "looks nan must be a number of at least 1"),
         (lambda d: speckle.lee(d.assign_attrs(units="1")), "not dB"),
         (lambda d: speckle.multitemporal(d[0]), "dimension time"),
         (lambda d: speckle.multitemporal(d.assign_coords(relative_orbit=("time", [1, 2, 1]))),
@@ -86,3 +87,45 @@ def test_a_window_may_be_wider_than_the_image(chunk: int) -> None:
         out = function(lazy, size=15)
         assert out.chunks[1:] == lazy.chunks[1:], "the chunks that came in"
         np.testing.assert_allclose(out, function(data, size=15), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lee", "multitemporal"])
+@pytest.mark.parametrize("chunks", [None, {"y": 60, "x": 60}])
+def test_linear_power_is_refused_whatever_it_says_of_itself(name: str, chunks) -> None:
+    data, _ = scene(dates=2)
+    power = xr.DataArray(physics.power(data.to_numpy()), dims=data.dims)
+    numbers = power * 1e5
+    numbers[:, ::7, ::7] = -10  # where noise was taken off
+    for values, match in ((power, "linear power and not dB"), (numbers, "no dB of any surface")):
+        for attrs in ({}, {"units": "dB"}):
+            given = values.assign_attrs(attrs)
+            with pytest.raises(CubeError, match=match):
+                getattr(speckle, name)(given if chunks is None else given.chunk(chunks)).compute()
+    # a bright reflector is no reason
+    data[:, 50:60, 50:60] = 55.0
+    assert np.isfinite(getattr(speckle, name)(data)).all()
+
+
+@pytest.mark.parametrize("name", ["lee", "multitemporal"])
+def test_looks_of_the_source_are_not_those_of_the_filtered(name: str) -> None:
+    data = scene(dates=2, size=30)[0].assign_attrs(equivalent_looks=4.3)
+    attrs = getattr(speckle, name)(data).attrs
+    assert "equivalent_looks" not in attrs
+    assert attrs["equivalent_looks_unfiltered"] == 4.3
+    assert attrs["units"] == "dB"
+    assert data.attrs["equivalent_looks"] == 4.3
+
+
+@pytest.mark.parametrize("name", ["lee", "multitemporal"])
+def test_chunks_beside_a_bright_target_give_the_same_bits(name: str, figure) -> None:
+    """A target of +50 dB, 75 dB above the fields: what it adds to a sum must leave with it."""
+    rng = np.random.default_rng(0)
+    power = rng.gamma(LOOKS, 1 / LOOKS, size=(2, 200, 200)) * 10**-2.5
+    power[:, 100, 3] = 1e5
+    data = xr.DataArray(physics.db(power), dims=("time", "y", "x"), attrs={"units": "dB"})
+    function = getattr(speckle, name)
+    whole = function(data)
+    for edge in (64, 33, 7):
+        off = float(np.abs(function(data.chunk(y=edge, x=edge)) - whole).max())
+        figure(f"{name} beside +50 dB, chunks of {edge} off the whole, dB", off, "0")
+        assert off == 0
