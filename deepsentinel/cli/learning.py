@@ -49,7 +49,12 @@ def _stats(options: argparse.Namespace) -> None:
     asked = flags(options)
     samples = planned(options.stores, asked)
     if not options.all:
-        samples = divided(samples, asked)["train"]
+        try:
+            samples = divided(samples, asked)["train"]
+        except cubes.CubeError as error:
+            raise cubes.CubeError(
+                f"{error}. Of all samples, where none of them will be tested on: --all"
+            ) from None
     statistics = cubes.stats(samples)
     if options.out:
         options.out.write_text(json.dumps(statistics.to_dict(), default=str), encoding="utf-8")

@@ -12,9 +12,9 @@ from deepsentinel.cli.shared import Command, progress
 
 def add(command: Command) -> None:
     """Add info, repair and resume."""
-    made = command("info", "what is in stores, and whether their bytes are those sealed")
+    made = command("info", "what is in stores or corpora, and whether their bytes are those sealed")
     made.set_defaults(run=_info)
-    made.add_argument("stores", nargs="+", type=Path)
+    made.add_argument("stores", nargs="+", type=Path, help="stores, or folders of corpora")
     made.add_argument("--verify", action="store_true", help="check every object by its hash")
     made.add_argument("--quick", action="store_true", help="check every object by its size")
 
@@ -77,6 +77,8 @@ def _info(options: argparse.Namespace) -> int:
             embedding = deepsentinel.open_embeddings(store, partial=True)
             again = _embed_again(store, embedding)
             print(embedding)
+        elif (store / "collection.json").is_file():
+            verify, again = cubes.verify_corpus, _corpus(store)
         else:
             print(cubes.open(store, partial=True))
         if options.verify or options.quick:
@@ -85,6 +87,27 @@ def _info(options: argparse.Namespace) -> int:
             print(_verdict(store, report, by, again))
             code = max(code, 0 if report.state == "sealed" else 1)
     return code
+
+
+def _corpus(folder: Path) -> str:
+    """Say what a corpus holds and how it is opened; return the command that publishes it again."""
+    import cubes
+
+    corpus = cubes.open_corpus(folder)
+    table, names = corpus.table, [str(name) for name in corpus.table.index]
+    size = float(table["bytes"].sum()) / 2**20
+    dates = f"{table['start'].min():%Y-%m-%d} to {table['end'].max():%Y-%m-%d}"
+    print(f"corpus {corpus.name!r}: {len(corpus):,} cubes, {size:,.1f} MiB, {dates}")
+    print(f"layers: {', '.join(sorted({layer for row in table['layers'] for layer in row}))}")
+    shown = table[["start", "end", "crs", "bytes"]].head(10)
+    print(shown.to_string())
+    if len(table) > len(shown):
+        print(f"... and {len(table) - len(shown):,} more")
+    print(
+        f"Open it: corpus = cubes.open_corpus({str(folder)!r}), one cube: "
+        f"corpus.open({names[0]!r}), its samples: cubes.plan(corpus)"
+    )
+    return f"deepsentinel publish STORES {shlex.quote(str(folder))} --name {corpus.name}"
 
 
 def _embed_again(store: Path, embedding: Any) -> str:
@@ -101,7 +124,7 @@ def _embed_again(store: Path, embedding: Any) -> str:
 def _verdict(store: Path, report: Any, by: str, again: str) -> str:
     """Return in words what a check found, and what to do about it.
 
-    `again` makes an embedding whole; empty for a cube.
+    `again` makes an embedding or a corpus whole; empty for a cube.
     """
     name = shlex.quote(str(store))
     if report.state == "sealed":

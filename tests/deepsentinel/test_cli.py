@@ -314,6 +314,18 @@ def test_fractions_that_are_no_numbers_are_one_line(
     )
 
 
+def test_stats_of_too_few_blocks_name_the_way_out(
+    fields: Stores, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["stats", str(fields["train"]), "--window=64", "--dates=4", "--min-valid=0"]
+    assert cli.main([*asked, "--block=10240"]) == 2
+    said = capsys.readouterr().err
+    assert "blocks of 10240 m hold all" in said
+    assert said.endswith("Of all samples, where none of them will be tested on: --all\n")
+    assert cli.main([*asked, "--block=10240", "--all"]) == 0
+    assert "s2/reflectance" in capsys.readouterr().out
+
+
 def test_evaluate_takes_the_split_of_the_run_and_report_shows_it(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -421,4 +433,15 @@ def test_stores_are_published_as_a_corpus(
     there = cubes.open_corpus(url)
     assert sorted(there.table.index) == ["test", "train"]
     assert cubes.verify_corpus(there).state == "sealed"
+    for flags in ([], ["--verify"], ["--quick"]):
+        assert cli.main(["info", url, *flags]) == 0
+        said = capsys.readouterr().out
+        assert "corpus 'two': 2 cubes, " in said
+        assert f"cubes.open_corpus({url!r})" in said
+        assert "labels/worldcover" in said
+        assert ("all as recorded" in said) is bool(flags)
+    shard = next(p for p in (tmp_path / "published" / "cubes").rglob("c/0/0/0/0") if p.is_file())
+    shard.write_bytes(b"not what was sealed")
+    assert cli.main(["info", url, "--verify"]) == 1
+    assert f"Mend it: deepsentinel publish STORES {url} --name two" in capsys.readouterr().out
     assert cli.main(["publish", str(tmp_path / "none.zarr"), url, "--name", "two"]) == 2
