@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,10 @@ import numpy as np
 import pandas as pd
 
 from cubes import series
-from cubes.types import CubeError, Layer
+from cubes.types import CubeError, Layer, Plan
+
+Steps = Mapping[tuple[str, str], Sequence[int]]
+"""(group, dimension) -> positions along it."""
 
 
 def _text(values: Sequence[Any], default: str = "") -> str:
@@ -183,3 +187,25 @@ def _records(rows: pd.DataFrame) -> list[Any]:
     """Return rows as objects: itertuples makes a class per call, 1 s for 1,000 steps."""
     values = zip(*(rows[n] for n in _NEEDED), strict=True)
     return [SimpleNamespace(**dict(zip(_NEEDED, v, strict=True))) for v in values]
+
+
+def picked(plan: Plan, steps: Steps) -> Plan:
+    """Return the plan with some steps of some axes, in their order; other axes stay whole."""
+    chosen = {key: sorted(set(where)) for key, where in steps.items()}
+
+    def of(layer: Layer | None, key: tuple[str, str | None], values: Sequence[Any]) -> Any:
+        where = chosen.get(key)  # type: ignore[arg-type]
+        derived = layer is not None and bool(layer.derived_from)
+        return tuple(values) if where is None or derived else tuple(values[i] for i in where)
+
+    return replace(
+        plan,
+        axes=tuple(
+            replace(a, coords={n: of(None, (a.group, a.dim), v) for n, v in a.coords.items()})
+            for a in plan.axes
+        ),
+        arrays=tuple(
+            replace(a, steps=of(a.layer, (a.layer.group, a.layer.stack_dim), a.steps))
+            for a in plan.arrays
+        ),
+    )

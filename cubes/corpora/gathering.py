@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import hashlib
 import json
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,11 +25,9 @@ from cubes.cube import open_plan
 from cubes.errors import NothingFound
 from cubes.request import Request, time_range
 from cubes.stac import search
+from cubes.steps import picked
 from cubes.store import verbs as store
-from cubes.types import AOI, Catalog, CubeError, Grid, Layer, Plan, Progress
-
-Steps = Mapping[tuple[str, str], Sequence[int]]
-"""(group, dimension) -> positions along it."""
+from cubes.types import AOI, Catalog, CubeError, Grid, Plan, Progress
 
 MATCHED, UNMATCHED, FAILED = "matched", "unmatched", "failed"
 
@@ -190,7 +189,8 @@ def gather(
     pandas.DataFrame
         ``name``, ``state`` (``matched``, or ``unmatched`` with its ``reason``), ``store``,
         ``s1``, ``s2``, ``pairs`` (dates kept), ``series`` (triplets, by the series rule) or
-        ``gap_hours``, ``track``, ``platform``, ``cloud_cover`` of the one pair.
+        ``gap_hours``, ``track``, ``platform``, ``cloud_cover`` of the one pair. ``traceback`` of
+        failures that are faults of the program.
 
     Raises
     ------
@@ -234,9 +234,16 @@ def _refuse_if_short(table: pd.DataFrame, made: Recipe, limit: int | None, told:
     failed = table[table["state"] == FAILED]
     if len(failed):
         one = failed.iloc[0]
+        faults = (
+            failed["traceback"].dropna() if "traceback" in failed else failed["reason"].iloc[:0]
+        )
+        shown = (
+            f"\n{len(faults)} by a fault of the program:\n{faults.iloc[0]}" if len(faults) else ""
+        )
         raise CubeError(
             f"{len(failed)} of {len(table)} patches failed, the first ({one['name']}) with: "
             f"{one['reason']}. The others stay; run again to try these anew (reasons in {told})"
+            + shown
         )
     wanted = made.points if limit is None else limit
     matched = int((table["state"] == MATCHED).sum())
@@ -314,18 +321,18 @@ class _Gathering:
             where = shapely.union_all([aoi.geometry.envelope for aoi in block["aoi"]]).envelope
             wide = shapely.clip_by_rect(where.buffer(0.05, join_style="mitre"), -180, -90, 180, 90)
             with contextlib.ExitStack() as inside:
-                why = None
+                why: Exception | None = None
                 if any(self.kept(aoi.name) is None for aoi in block["aoi"]):
                     try:
                         inside.enter_context(
                             search.searched(self.catalog, self._collections(), wide, self._period())
                         )
-                    except CubeError as error:
-                        why = str(error)
+                    except Exception as error:
+                        why = error
                 for aoi, box in zip(block["aoi"], block["grid"], strict=True):
                     done += 1
-                    lost = {"name": aoi.name, "state": FAILED, "reason": why}
-                    yield lost if why else self.row(aoi, box, self.recipe.time), done, len(cells)
+                    row = _lost(aoi, why) if why else self.row(aoi, box, self.recipe.time)
+                    yield row, done, len(cells)
 
     def kept(self, name: str) -> dict[str, Any] | None:
         """Return the row of a patch that an earlier run finished, its cube still sealed."""
@@ -384,7 +391,7 @@ class _Gathering:
     def row(self, aoi: AOI, box: Any, time: tuple[str, str]) -> dict[str, Any]:
         """Return what one patch gave, its cube written if there is anything to keep.
 
-        A patch that cannot be had stops no other.
+        A patch that cannot be had stops no other, whatever the reason.
         """
         if (known := self.kept(aoi.name)) is not None:
             return known
@@ -392,8 +399,8 @@ class _Gathering:
             return self._tried(aoi, box, time)
         except NothingFound as error:
             return {"name": aoi.name, "state": UNMATCHED, "reason": str(error)}
-        except (CubeError, OSError) as error:
-            return {"name": aoi.name, "state": FAILED, "reason": f"{type(error).__name__}: {error}"}
+        except Exception as error:
+            return _lost(aoi, error)
 
     def _tried(self, aoi: AOI, box: Any, time: tuple[str, str]) -> dict[str, Any]:
         request = Request.of(
@@ -465,6 +472,14 @@ class _Gathering:
         return {("s1", "time"): [i], ("s2", "time"): [j]}, told
 
 
+def _lost(aoi: AOI, error: Exception) -> dict[str, Any]:
+    """Return the row of a patch that failed, with the traceback of what nothing here foresees."""
+    row = {"name": aoi.name, "state": FAILED, "reason": f"{type(error).__name__}: {error}"}
+    if not isinstance(error, CubeError | OSError):
+        row["traceback"] = "".join(traceback.format_exception(error))
+    return row
+
+
 def _plain(value: Any) -> Any:
     """Return a number of numpy as one of Python, anything else as text."""
     return value.item() if hasattr(value, "item") else str(value)
@@ -472,25 +487,3 @@ def _plain(value: Any) -> Any:
 
 def _axis(plan: Plan, group: str) -> Any:
     return next(a for a in plan.axes if (a.group, a.dim) == (group, "time"))
-
-
-def picked(plan: Plan, steps: Steps) -> Plan:
-    """Return the plan with some steps of some axes, in their order; other axes stay whole."""
-    chosen = {key: sorted(set(where)) for key, where in steps.items()}
-
-    def of(layer: Layer | None, key: tuple[str, str | None], values: Sequence[Any]) -> Any:
-        where = chosen.get(key)  # type: ignore[arg-type]
-        derived = layer is not None and bool(layer.derived_from)
-        return tuple(values) if where is None or derived else tuple(values[i] for i in where)
-
-    return replace(
-        plan,
-        axes=tuple(
-            replace(a, coords={n: of(None, (a.group, a.dim), v) for n, v in a.coords.items()})
-            for a in plan.axes
-        ),
-        arrays=tuple(
-            replace(a, steps=of(a.layer, (a.layer.group, a.layer.stack_dim), a.steps))
-            for a in plan.arrays
-        ),
-    )

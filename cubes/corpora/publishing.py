@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cubes.corpora import card, stacdocs
-from cubes.corpora.corpus import FORMAT, KEYS, Corpus, beside, collection_of, fetch, sources_of
+from cubes.corpora.corpus import (
+    FORMAT,
+    KEYS,
+    Corpus,
+    beside,
+    collection_of,
+    fetch,
+    open_corpus,
+    sources_of,
+)
 from cubes.corpora.remote import Remote, connect
 from cubes.store import ledger
 from cubes.types import CubeError, Progress, Report
@@ -235,13 +244,13 @@ def _manifest(entries: Sequence[tuple[str, str, int]]) -> bytes:
 # ---------------------------------------------------------------------------------------- verify
 
 
-def verify_corpus(corpus: Corpus, *, quick: bool = False) -> Report:
+def verify_corpus(corpus: Corpus | str | os.PathLike[str], *, quick: bool = False) -> Report:
     """Return a report on whether every object of a published corpus holds its recorded bytes.
 
     Parameters
     ----------
-    corpus : Corpus
-        Opened by `open_corpus`.
+    corpus : Corpus, or where it was published
+        Opened by `open_corpus`; a folder or URL is opened so, without options.
     quick : bool
         List sizes only, in place of the SHA-256 of every byte.
 
@@ -258,6 +267,8 @@ def verify_corpus(corpus: Corpus, *, quick: bool = False) -> Report:
     """
     from pyarrow import parquet
 
+    if not isinstance(corpus, Corpus):
+        corpus = open_corpus(corpus)
     if corpus.remote is None:
         raise CubeError("this corpus is not published; verify its cubes with cubes.verify(store)")
     began = time.monotonic()

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -312,6 +313,20 @@ def test_damage_is_found_before_and_after(stores: list[Path], tmp_path: Path) ->
     (tmp_path / "out" / "items.parquet").write_bytes(b"not the table")
     with pytest.raises(cubes.CubeError, match=r"items\.parquet is not the file"):
         open_corpus(tmp_path / "out")
+
+
+def test_a_corpus_is_verified_by_its_place(made: Corpus, tmp_path: Path) -> None:
+    publish(made, tmp_path / "out")
+    for place in (tmp_path / "out", str(tmp_path / "out")):
+        report = verify_corpus(place, quick=True)
+        assert report == replace(
+            verify_corpus(open_corpus(tmp_path / "out"), quick=True), seconds=report.seconds
+        )
+        assert report.reused > 0
+    next((tmp_path / "out" / "cubes").rglob("c/**/0")).write_bytes(b"x")
+    assert verify_corpus(tmp_path / "out").damaged
+    with pytest.raises(cubes.CubeError, match="no corpus at"):
+        verify_corpus(tmp_path / "nothing")
 
 
 def test_a_strangers_corpus_cannot_reach_outside(made: Corpus, tmp_path: Path) -> None:

@@ -167,6 +167,35 @@ def test_a_search_that_fails_stops_no_other_and_loses_no_row(
     )
 
 
+def test_a_fault_of_the_program_stops_no_other_patch_and_is_shown(
+    world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It ended the run, hours in, and no later patch was tried."""
+    plan, tried = cubes.Request.plan, []
+
+    def fails(self: cubes.Request) -> object:
+        tried.append(self)
+        if len(tried) == 1:
+            raise ZeroDivisionError("division by zero")
+        return plan(self)
+
+    monkeypatch.setattr(cubes.Request, "plan", fails)
+    shown = r"(?s)1 of 3 patches failed.*fault of the program:.*in fails.*ZeroDivisionError"
+    with pytest.raises(CubeError, match=shown):
+        gathering.gather(triplets, world.aoi, tmp_path, catalog=catalog)
+    told = pd.read_csv(tmp_path / "patches.csv")
+    assert len(tried) == len(told) == 3
+    assert told["state"].iloc[0] == "failed"
+    assert told["traceback"].notna().tolist() == [True, False, False]
+    assert "matched" in set(told["state"])
+    # in the search for a block of cells as well
+    monkeypatch.setattr(gathering.search, "searched", lambda *_: 1 / 0)
+    with pytest.raises(CubeError, match="fault of the program"):
+        gathering.gather(replace(triplets, seed=1), world.aoi, tmp_path / "b", catalog=catalog)
+    assert len(pd.read_csv(tmp_path / "b" / "patches.csv")) == 3
+
+
 def test_a_catalogue_that_is_down_ends_a_run_early(
     world: worlds.Published, catalog: Catalog, triplets: gathering.Recipe, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
