@@ -51,13 +51,7 @@ def within(apart: np.ndarray, gap: float) -> np.ndarray:
 
 
 def listed(store: StoreIndex, series: Series) -> Runs:
-    """Return the runs of a store in time, by its coordinates; none where it has no s1.
-
-    Raises
-    ------
-    CubeError
-        The dates of s1 do not say their track.
-    """
+    """Return the runs of a store in time, by its coordinates; none where it has no s1."""
     if "s1" not in store.days:
         return Runs(radar=np.empty((0, series.dates), np.int32), optical=None)
     table = _acquisitions(store, "s1", ("time",))
@@ -79,13 +73,7 @@ def listed(store: StoreIndex, series: Series) -> Runs:
 
 
 def with_pairs(store: StoreIndex, series: Series) -> StoreIndex:
-    """Return a store whose layers of pairs hold the pair that looks back one step of the series.
-
-    Raises
-    ------
-    CubeError
-        The dates do not say their track.
-    """
+    """Return a store whose layers of pairs hold the pair that looks back one step of the series."""
     if not series.pairs or "s1" not in store.days:
         return store
     slack = runs.REPEAT_SLACK
@@ -101,7 +89,8 @@ def with_pairs(store: StoreIndex, series: Series) -> StoreIndex:
         )
         ends = s1["time"].to_numpy()[:, None] - pairs["secondary_time"].to_numpy()[None, :]
         same = (np.abs(ends) <= slack.to_timedelta64()) & wanted[None, :]
-        same &= s1["track"].to_numpy()[:, None] == pairs["track"].to_numpy()[None, :]
+        if "track" in pairs:
+            same &= s1["track"].to_numpy()[:, None] == pairs["track"].to_numpy()[None, :]
         steps = np.where(same.any(axis=1), same.argmax(axis=1), -1).astype(np.int32)
         since = days_since(pairs["reference_time"])[steps]
         since = np.where(steps >= 0, since, np.nan)
@@ -110,20 +99,16 @@ def with_pairs(store: StoreIndex, series: Series) -> StoreIndex:
 
 
 def _acquisitions(store: StoreIndex, group: str, times: tuple[str, ...]) -> pd.DataFrame:
-    """Return the dates or pairs of a group: track, and datetime64 (UTC) columns `times`."""
+    """Return the dates or pairs of a group: track, and datetime64 columns `times` (UTC)."""
     axes = ledger.build_plan(ledger.load_build(store.folder)).axes
     coords = next(a.coords for a in axes if a.group == group and times[0] in a.coords)
-    if not {"relative_orbit", "orbit_state"} <= set(coords):
-        raise CubeError(
-            f"{store.path} does not say of its {group} dates which track they are on (coordinates "
-            "relative_orbit and orbit_state), so no run can be told: take Window(period=...)"
-        )
     columns: dict[str, object] = {
         name: pd.to_datetime(list(coords[name]), utc=True, format="ISO8601").tz_localize(None)
         for name in times
     }
-    tracks = zip(coords["relative_orbit"], coords["orbit_state"], strict=True)
-    columns["track"] = [f"{orbit}{str(state)[:1].upper()}" for orbit, state in tracks]
+    if {"relative_orbit", "orbit_state"} <= set(coords):  # of pairs a cube need not state them
+        tracks = zip(coords["relative_orbit"], coords["orbit_state"], strict=True)
+        columns["track"] = [f"{orbit}{str(state)[:1].upper()}" for orbit, state in tracks]
     return pd.DataFrame(columns)
 
 
