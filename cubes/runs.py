@@ -253,7 +253,8 @@ def matches(
     -------
     DataFrame
         ``radar``, ``optical`` (index labels), ``gap`` (optical minus radar, Timedelta), ``place``
-        where given; ordered by radar row, then gap.
+        where given, and all that the tables hold of the two, as ``radar_track``,
+        ``optical_cloud_cover`` and so on; ordered by radar row, then gap.
 
     Raises
     ------
@@ -273,7 +274,7 @@ def matches(
     every = np.arange(len(optical))
     drawn = how == "random"
     one, two = (_identities(t, at) if drawn else [] for t, at in ((radar, when), (optical, "time")))
-    out = []
+    out, chosen = [], list[tuple[int, int]]()
     for number, (label, row) in enumerate(radar.iterrows()):
         near = np.asarray(by_place.get(row["place"], every[:0])) if placed else every
         gaps = optical["time"].iloc[near] - row[when]
@@ -290,7 +291,17 @@ def matches(
              "optical": gaps.index[i], "gap": gaps.iloc[i]}
             for i in close.tolist()
         ]  # fmt: skip
-    return pd.DataFrame(out, columns=[*(["place"] if placed else []), "radar", "optical", "gap"])
+        chosen += [(number, int(near[i])) for i in close.tolist()]
+    found = pd.DataFrame(out, columns=[*(["place"] if placed else []), "radar", "optical", "gap"])
+    kept = [
+        table.drop(columns="place" if placed else []).iloc[[pair[side] for pair in chosen]]
+        for side, table in enumerate((radar, optical))
+    ]
+    sides = [
+        t.add_prefix(p).reset_index(drop=True)
+        for t, p in zip(kept, ("radar_", "optical_"), strict=True)
+    ]
+    return pd.concat([found, *sides], axis=1)
 
 
 def _identities(table: pd.DataFrame, when: str) -> list[str]:

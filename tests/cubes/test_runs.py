@@ -142,6 +142,29 @@ def test_draws_differ_by_seed_and_are_even() -> None:
     assert runs.matches(radar[:0], optical, how="random").empty
 
 
+def test_matches_keep_all_that_is_known_of_the_two() -> None:
+    """Gap, track, pass, platform, cloud, baseline, angles, items: not labels to look them up by."""
+    radar = acquisitions([0, 12, 24], place=["A", "A", "B"], platform="sentinel-1a").assign(
+        orbit_state="ascending", items=["r0", "r1", "r2"]
+    )
+    optical = acquisitions([1, 11, 25], place=["A", "A", "B"], platform="sentinel-2b").assign(
+        cloud_cover=[3.0, 40.0, 7.0], baseline="05.09", sun_elevation=[40.0, 41.0, 42.0],
+        items=["o0", "o1", "o2"],
+    ).set_index(pd.Index([7, 7, 7]))  # fmt: skip
+    found = runs.matches(radar, optical, max_gap="2D")
+    assert found["place"].tolist() == ["A", "A", "B"]
+    assert found["radar_items"].tolist() == ["r0", "r1", "r2"]
+    assert found["optical_items"].tolist() == ["o0", "o1", "o2"]
+    assert found["optical_cloud_cover"].tolist() == [3.0, 40.0, 7.0]
+    assert found["optical_sun_elevation"].tolist() == [40.0, 41.0, 42.0]
+    assert (found["optical_time"] - found["radar_time"] == found["gap"]).all()
+    for column in ("radar_track", "radar_orbit_state", "radar_platform", "optical_baseline"):
+        assert found[column].notna().all()
+    none = runs.matches(radar, optical, max_gap="1h")
+    assert none.empty
+    assert list(none.columns) == list(found.columns)
+
+
 def test_a_series_is_matched_against_its_newest_date() -> None:
     series = runs.runs(acquisitions([0, 12, 24, 36]))
     assert len(runs.matches(series, acquisitions([34]))) == 1
