@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Literal
+
+import numpy as np
 
 from cubes.errors import CubeError
 
@@ -38,8 +41,9 @@ class Layer:
     units: str
     """Of the physical values: ``dB``, ``1``, ``rad``, ``degrees``, ``m``."""
     kind: Kind
-    """Decides normalisation and statistics: a phase is used as cosine and sine, a class never
-    averaged, a mask is True where usable."""
+    """Decides normalisation and statistics: a phase (any angle that starts anew after a turn, such
+    as an aspect) is used, averaged and interpolated as cosine and sine, a class never averaged,
+    a mask is True where usable."""
     work_dtype: str
     """dtype of working numbers."""
     work_nodata: float | None
@@ -85,6 +89,16 @@ class Layer:
     def stack_dim(self) -> str | None:
         """``time``, ``pair``, ``track`` or ``year``, or None for a static layer."""
         return next((d for d in self.dims if d in STACK_DIMS), None)
+
+    @property
+    def turn(self) -> float:
+        """Radians in a unit of a phase: 1, or pi / 180 of one in degrees."""
+        return math.pi / 180 if self.units == "degrees" else 1.0
+
+    def wrapped(self, angle: Any) -> Any:
+        """Return angles in radians, -pi..pi, in the units and turn of this phase (0..360)."""
+        values = angle / self.turn
+        return np.where(values < self.valid_range[0], values + 2 * math.pi / self.turn, values)
 
     @property
     def n_channels(self) -> int:

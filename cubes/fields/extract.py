@@ -101,8 +101,11 @@ def _guessed(name: str, data: xr.DataArray) -> Layer:
     kind = {"f": "continuous", "b": "mask"}.get(data.dtype.kind, "class")
     template = {"continuous": "terrain/elevation", "mask": "s2/clear", "class": "labels/worldcover"}
     nodata = data.attrs.get("nodata")
-    row = registry.layer(template[kind])
-    return replace(row, name=name, nodata=nodata if kind == "class" else row.nodata)
+    if kind == "continuous" and data.attrs.get("kind") == "phase":
+        units = "insar/phase" if data.attrs.get("units") == "rad" else "terrain/aspect"
+        return replace(registry.layer(units), name=name)
+    like = registry.layer(template[kind])
+    return replace(like, name=name, nodata=nodata if kind == "class" else like.nodata)
 
 
 def _steps(dataset: xr.Dataset, stack: str | None) -> pd.DataFrame:
@@ -174,7 +177,7 @@ def _sums(values: Any, clear: Any, *, members: Members, layer: Layer) -> Floats:
 
 def _terms(numbers: Floats, used: npt.NDArray[np.bool_], layer: Layer) -> tuple[Any, ...]:
     if layer.kind == "phase":
-        return np.cos(numbers) * used, np.sin(numbers) * used
+        return np.cos(numbers * layer.turn) * used, np.sin(numbers * layer.turn) * used
     if layer.convert == "power_to_db":
         return 10 ** (numbers / 10) * used, numbers, numbers**2
     return numbers, numbers**2
@@ -186,8 +189,8 @@ def _moments(sums: Floats, layer: Layer) -> tuple[Floats, Floats]:
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second, third = (np.where(n > 0, sums[..., i] / n, np.nan) for i in (1, 2, 3))
         if layer.kind == "phase":
-            length = np.minimum(np.hypot(first, second), 1)
-            return np.arctan2(second, first), np.sqrt(-2 * np.log(length))
+            spread = np.sqrt(-2 * np.log(np.minimum(np.hypot(first, second), 1)))
+            return layer.wrapped(np.arctan2(second, first)), spread / layer.turn
         if layer.convert == "power_to_db":
             return 10 * np.log10(first), np.sqrt(np.maximum(third - second**2, 0))
     return first, np.sqrt(np.maximum(second - first**2, 0))

@@ -142,10 +142,11 @@ def _resampled(
     weight = there.astype(kind)
     clean = np.where(there, work, 0).astype(kind)
     if layer.kind == "phase":
+        angle = clean * kind.type(layer.turn)
         total, real, imag = weigh(
-            t, [weight, np.cos(clean) * weight, np.sin(clean) * weight], row, col
+            t, [weight, np.cos(angle) * weight, np.sin(angle) * weight], row, col
         )
-        mean = np.arctan2(imag, real)
+        mean = layer.wrapped(np.arctan2(imag, real))
     else:
         total, summed = weigh(t, [weight, clean], row, col)
         with np.errstate(invalid="ignore", divide="ignore"):

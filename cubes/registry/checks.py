@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import types
 from collections.abc import Iterable, Mapping
@@ -105,6 +106,15 @@ def layer(row: Layer) -> Layer:
         raise CubeError(f"resolution and scale of {what} must be above 0")
     if row.kind == "class":
         _class(row, what)
+    # 6.28: rows write pi with a few digits
+    turn = {"degrees": 360, "rad": 6.28}.get(row.units)
+    if row.kind == "phase" and turn is None:
+        raise CubeError(f'{what} is of kind "phase" in {row.units!r}; give it in rad or degrees')
+    if row.kind == "continuous" and row.valid_range[1] - row.valid_range[0] >= (turn or math.inf):
+        raise CubeError(
+            f"{what} is an angle of a full turn ({list(row.valid_range)} {row.units}): the mean of "
+            '359 and 1 degrees is not 180; give kind = "phase", which goes through cosine and sine'
+        )
     return row
 
 

@@ -266,7 +266,7 @@ def _layer(batch: Stored, norm: Normaliser, row: Layer, held: Layer) -> tuple[Te
     if held.nodata is not None and not math.isnan(held.nodata):
         valid_BTCHW &= value_BTCHW != held.nodata
     if row.kind == "phase":
-        value_BTCHW = value_BTCHW * held.scale + held.offset
+        value_BTCHW = (value_BTCHW * held.scale + held.offset) * row.turn
         parts = torch.stack([value_BTCHW.cos(), value_BTCHW.sin()], dim=3)
         value_BTCHW = parts.flatten(2, 3)
         filled = valid_BTCHW.repeat_interleave(2, dim=2)
