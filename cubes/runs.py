@@ -1,20 +1,26 @@
 """Runs of dates on one track, interferometric pairs, S1-S2 matches, seasons and caps.
 
 Tables in, tables out. An acquisition table has one row per acquisition (pass over one place) and
-the columns ``time`` (datetime64, UTC) and ``track`` (for example ``132A``); ``place``,
-``platform``, ``burst`` and any others are used where named and carried along.
+the columns ``time`` (datetime64, UTC; a time without a zone is UTC) and ``track`` (for example
+``132A``); ``place``, ``platform``, ``burst`` and any others are used where named and carried along.
+
+No row is lost without a word. Rows whose place or burst is missing are one group of their own. A
+missing time or track is refused, and a missing platform where platforms are kept apart: rows that
+do not say whose they are cannot be called the same. ``S1A``, ``SENTINEL-1A`` and ``sentinel-1a``
+are one platform.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from cubes import names
 from cubes.types import CubeError
 
 REPEAT_SLACK = pd.Timedelta("6h")
@@ -37,6 +43,18 @@ def _need(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
         if column not in table.columns:
             have = ", ".join(map(str, table.columns))
             raise CubeError(f"{what} needs a column {column!r}; the table has {have}")
+
+
+def _whole(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Raise unless every row has a value in each of these columns."""
+    _need(table, columns, what)
+    for column in columns:
+        lost = table.index[table[column].isna()]
+        if len(lost):
+            raise CubeError(
+                f"{what} needs a {column} in every row; {len(lost)} of {len(table)} rows lack one, "
+                f"the first with index {lost[0]}: leave them out, table[table.{column}.notna()]"
+            )
 
 
 def _step(step: str | pd.Timedelta) -> pd.Timedelta:
@@ -72,13 +90,18 @@ def chains(
     Raises
     ------
     CubeError
-        A column is missing, or the step is not positive.
+        A column is missing, a row has no time, track or (with `same_platform`) platform, or the
+        step is not positive.
     """
-    _need(table, ("time", "track"), "a run")
+    _whole(table, ("time", "track"), "a run")
     length = _step(step)
-    keys = _groups(table, ("place", "track", *(("platform",) if same_platform else ())))
+    if same_platform:
+        _whole(table, ("platform",), "a run on one platform")
+    keys: list[Any] = [table[c] for c in _groups(table, ("place", "track"))]
+    if same_platform:
+        keys.append(table["platform"].map(names.platform))
     out: list[pd.DataFrame] = []
-    for _, group in table.sort_values("time", kind="stable").groupby(keys, sort=True):
+    for group in _grouped(table, keys):
         times = _ns(group["time"])
         used = np.zeros(len(times), bool)
         for first in range(len(times)):
@@ -93,9 +116,27 @@ def chains(
     return out
 
 
+def _grouped(table: pd.DataFrame, keys: Sequence[pd.Series]) -> list[pd.DataFrame]:
+    """Return the rows of each group in time order; a missing key is a key."""
+    order = np.argsort(_ns(table["time"]), kind="stable")
+    by = []
+    for key in keys:
+        codes, _ = pd.factorize(key.iloc[order], sort=True)
+        by.append(np.where(codes < 0, len(codes), codes))
+    return [group for _, group in table.iloc[order].groupby(by, sort=True)]
+
+
+def _utc(times: pd.Series) -> pd.Series:
+    """Return times without a zone, in UTC, which is what a time without a zone is in."""
+    if times.dtype == object:  # a mix of both, or text
+        return pd.to_datetime(times, utc=True, format="ISO8601").dt.tz_localize(None)
+    zoned = isinstance(times.dtype, pd.DatetimeTZDtype)
+    return times.dt.tz_convert("UTC").dt.tz_localize(None) if zoned else times
+
+
 def _ns(times: pd.Series) -> np.ndarray:
     """Return times as whole nanoseconds, so that arithmetic is the same in every pandas."""
-    return times.to_numpy().astype("datetime64[ns]").astype(np.int64)
+    return _utc(times).to_numpy().astype("datetime64[ns]").astype(np.int64)
 
 
 def _at(times: np.ndarray, used: np.ndarray, wanted: int) -> int | None:
@@ -136,7 +177,7 @@ def runs(
     Raises
     ------
     CubeError
-        Fewer than one date, or a missing column.
+        Fewer than one date; see `chains`.
     """
     if dates < 1:
         raise CubeError(f"a series of {dates} dates is none; ask for at least 1")
@@ -157,18 +198,25 @@ def runs(
 
 
 def _with_pairs(table: pd.DataFrame, pairs: pd.DataFrame, step: pd.Timedelta) -> pd.DataFrame:
-    _need(pairs, ("track", "secondary_time", "temporal_baseline"), "a series with coherence")
-    keys = [c for c in ("place", "track") if c in table.columns and c in pairs.columns]
+    _whole(pairs, ("track", "secondary_time", "temporal_baseline"), "a series with coherence")
+    _whole(table, ("time", "track"), "a run")
+    shared = [c for c in ("place", "track") if c in table.columns and c in pairs.columns]
     looking_back = pairs[pairs["temporal_baseline"] == step / pd.Timedelta("1D")]
-    ends = {
-        key if isinstance(key, tuple) else (key,): _ns(group["secondary_time"])
-        for key, group in looking_back.groupby(keys, sort=False)
-    }
-    keep = []
-    for row in table[[*keys, "time"]].itertuples(index=False):
-        times = ends.get(tuple(row[:-1]), np.array([], np.int64))
-        keep.append(bool((np.abs(times - row[-1].value) <= REPEAT_SLACK.value).any()))
-    return table[keep]
+    ends: dict[tuple[Any, ...], list[int]] = {}
+    stamps = _ns(looking_back["secondary_time"]).tolist()
+    for key, end in zip(_keys(looking_back, shared), stamps, strict=True):
+        ends.setdefault(key, []).append(end)
+    near = [
+        any(abs(end - time) <= REPEAT_SLACK.value for end in ends.get(key, ()))
+        for key, time in zip(_keys(table, shared), _ns(table["time"]).tolist(), strict=True)
+    ]
+    return table[np.array(near, bool)]
+
+
+def _keys(table: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return a key of each row, the same for every kind of missing value."""
+    parts = [[None if pd.isna(v) else v for v in table[c]] for c in columns]
+    return list(zip(*parts, strict=True)) if parts else [()] * len(table)
 
 
 def pairs(table: pd.DataFrame, *, baselines: Sequence[int] = (6, 12)) -> pd.DataFrame:
@@ -191,15 +239,16 @@ def pairs(table: pd.DataFrame, *, baselines: Sequence[int] = (6, 12)) -> pd.Data
     Raises
     ------
     CubeError
-        A baseline that is not positive: an image and itself are no pair.
+        A baseline that is not positive: an image and itself are no pair; a row without a time or
+        track.
     """
-    _need(table, ("time", "track"), "a pair")
+    _whole(table, ("time", "track"), "a pair")
     if not baselines or min(baselines) <= 0:
         raise CubeError(f"temporal baselines {tuple(baselines)} must be positive days")
     keys = _groups(table, ("place", "track", "burst"))
     out = []
-    for key, group in table.sort_values("time", kind="stable").groupby(keys, sort=True):
-        shared = dict(zip(keys, key if isinstance(key, tuple) else (key,), strict=True))
+    for group in _grouped(table, [table[c] for c in keys]):
+        shared = {c: group[c].iloc[0] for c in keys}
         times, stamps = _ns(group["time"]), group["time"].tolist()
         for days in sorted(set(baselines)):
             for i, time in enumerate(times):
@@ -259,7 +308,7 @@ def matches(
     Raises
     ------
     CubeError
-        Unknown `how`, negative gap, or a missing column.
+        Unknown `how`, negative gap, a missing column, or a row without a time.
     """
     if how not in ("nearest", "random", "all"):
         raise CubeError(f"how={how!r} is not one of nearest, random, all")
@@ -267,17 +316,20 @@ def matches(
     if limit < pd.Timedelta(0):
         raise CubeError(f"max_gap {max_gap!r} is negative")
     when = "end" if "end" in radar.columns else "time"
-    _need(radar, (when,), "a match")
-    _need(optical, ("time",), "a match")
+    _whole(radar, (when,), "a match")
+    _whole(optical, ("time",), "a match")
     placed = "place" in radar.columns and "place" in optical.columns
-    by_place = optical.groupby("place", sort=False).indices if placed else {}
-    every = np.arange(len(optical))
+    by_place: dict[tuple[Any, ...], list[int]] = {}
+    for i, place in enumerate(_keys(optical, ["place"] if placed else [])):
+        by_place.setdefault(place, []).append(i)
+    places = _keys(radar, ["place"] if placed else [])
+    ends, times = _utc(radar[when]), _utc(optical["time"])
     drawn = how == "random"
     one, two = (_identities(t, at) if drawn else [] for t, at in ((radar, when), (optical, "time")))
     out, chosen = [], list[tuple[int, int]]()
-    for number, (label, row) in enumerate(radar.iterrows()):
-        near = np.asarray(by_place.get(row["place"], every[:0])) if placed else every
-        gaps = optical["time"].iloc[near] - row[when]
+    for number, label in enumerate(radar.index):
+        near = np.array(by_place.get(places[number], []), int)
+        gaps = times.iloc[near] - ends.iloc[number]
         close = np.flatnonzero(gaps.abs() <= limit)
         gap = gaps.to_numpy()[close]
         close = close[np.lexsort((gap, np.abs(gap)))]
@@ -287,7 +339,7 @@ def matches(
             # every pair has its own number, and the least one wins: who else is there tells nothing
             close = close[[int(np.argmin([_draw(seed, one[number], two[near[i]]) for i in close]))]]
         out += [
-            {**({"place": row["place"]} if placed else {}), "radar": label,
+            {**({"place": places[number][0]} if placed else {}), "radar": label,
              "optical": gaps.index[i], "gap": gaps.iloc[i]}
             for i in close.tolist()
         ]  # fmt: skip
@@ -307,8 +359,7 @@ def matches(
 def _identities(table: pd.DataFrame, when: str) -> list[str]:
     """Return what each row is, whatever its label: its time and whose; equal ones numbered."""
     keys = _groups(table, ("place", "track", "platform", "burst"))
-    times = pd.to_datetime(table[when], utc=True).dt.tz_localize(None)
-    rows = zip(_ns(times), *(table[k] for k in keys), strict=True)
+    rows = zip(_ns(table[when]), *(table[k] for k in keys), strict=True)
     seen: Counter[str] = Counter()
     out = []
     for row in rows:
@@ -325,13 +376,63 @@ def _draw(seed: int, one: str, two: str) -> int:
 
 
 def season(times: pd.Series) -> pd.Series:
-    """Return the season of each time: winter, spring, summer or autumn (see `SEASONS`)."""
+    """Return the season of each time: winter, spring, summer or autumn (see `SEASONS`).
+
+    Raises
+    ------
+    CubeError
+        A time is missing.
+    """
+    _whole(times.to_frame("time"), ("time",), "a season")
     named: pd.Series = times.dt.month.map(SEASONS)
     return named
 
 
+def within(
+    table: pd.DataFrame,
+    limits: Mapping[str, float],
+    *,
+    unknown: Literal["raise", "drop", "keep"] = "raise",
+) -> pd.DataFrame:
+    """Return the rows whose numbers are all at most their limits, in the table's order.
+
+    For limits of cloud and of pixels without data, per patch and layer group: one row per patch
+    and date (or series), one column per number, such as ``cloud_cover`` (percent) and
+    ``invalid_s2`` (share 0..1).
+
+    Parameters
+    ----------
+    table : DataFrame
+        With a column for each limit.
+    limits : mapping
+        Column -> the most that it may be, inclusive.
+    unknown : {"raise", "drop", "keep"}
+        What becomes of rows that lack a number.
+
+    Raises
+    ------
+    CubeError
+        A missing column; a limit that is no number; a row that lacks a number, unless `unknown`
+        says otherwise.
+    """
+    if unknown not in ("raise", "drop", "keep"):
+        raise CubeError(f"unknown={unknown!r} is not one of raise, drop, keep")
+    _need(table, tuple(limits), "a limit")
+    good = np.ones(len(table), bool)
+    for column, most in limits.items():
+        if np.isnan(most):
+            raise CubeError(f"the limit of {column} is {most}; leave it out to take any")
+        if unknown == "raise":
+            _whole(table, (column,), f"the limit {column} <= {most:g}")
+        low = (table[column] <= most).to_numpy()
+        good &= low | table[column].isna().to_numpy() if unknown == "keep" else low
+    return table[good]
+
+
 def cap(table: pd.DataFrame, most: int, *, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Return at most `most` rows per group, drawn at random from `seed`, in the table's order.
+
+    Rows that lack a value of `by` are groups of their own, by what else they have.
 
     Raises
     ------
@@ -341,6 +442,7 @@ def cap(table: pd.DataFrame, most: int, *, by: Sequence[str], seed: int = 0) -> 
     if most < 1:
         raise CubeError(f"a cap of {most} keeps nothing; leave it out or give at least 1")
     _need(table, by, "a cap")
-    rank = pd.Series(np.random.default_rng(seed).random(len(table)), index=table.index)
-    kept = rank.groupby([table[c] for c in by]).rank(method="first") <= most
-    return table[kept]
+    rank = pd.Series(np.random.default_rng(seed).random(len(table)))
+    by_row = [table[c].reset_index(drop=True) for c in by]
+    kept = rank.groupby(by_row, dropna=False).rank(method="first") <= most
+    return table[kept.to_numpy()]

@@ -7,9 +7,13 @@ values None); see `cubes.stac.search.granules`.
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cubes import names
@@ -40,59 +44,101 @@ def _datastrip_time(row: Any) -> pd.Timestamp:
     return time
 
 
-def _processed(row: Any) -> str:
-    """Return what sorts reprocessings: baseline, then the time of processing, then the id."""
+SAME_PLACE = 1e-3
+"""Degrees by which the edges of the bounding boxes of one acquisition differ at most between
+reprocessings: 100 m, a thousandth of a burst or slice."""
+
+CYCLE, SAME_TRACK = pd.Timedelta("12D"), pd.Timedelta("5min")
+"""A satellite of Sentinel-1 is back on a track after its cycle to within seconds; an area is passed
+in under two minutes, and the neighbouring tracks come 98 minutes earlier and later."""
+
+
+def _processed(row: Any) -> tuple[tuple[int, ...], int, str]:
+    """Return what sorts reprocessings: baseline, then the time of processing, then the id.
+
+    As numbers: ``4.00`` is before ``05.09``, and ``09:00+01:00`` before ``08:30Z``.
+    """
     properties = row.properties
     made = (
         properties.get("s2:generation_time")
         or properties.get("processing:datetime")
         or properties.get("created")
-        or ""
     )
-    return f"{_text(row.baseline)}|{made}|{row.id}"
+    baseline = _text(row.baseline)
+    numbers = baseline.split(".") if re.fullmatch(r"[0-9]+(\.[0-9]+)*", baseline) else []
+    since = -1  # in no form of time: baseline and id remain
+    if made:
+        with contextlib.suppress(ValueError):
+            since = int(pd.to_datetime([made], utc=True, format="ISO8601").as_unit("ns").asi8[0])
+    return tuple(int(n) for n in numbers), since, str(row.id)
 
 
 def deduplicate(table: pd.DataFrame) -> pd.DataFrame:
     """Return the granules without reprocessed duplicates, split granules kept.
 
-    Two granules are the same acquisition if platform, tile and absolute orbit agree and their
-    acquisitions start within `SAME_START`; the newest baseline, then the newest processing, stays.
+    Two granules are the same acquisition if platform, tile and absolute orbit agree, their
+    acquisitions start within `SAME_START` and, where there is no tile, the edges of their boxes lie
+    within `SAME_PLACE`; so are those that a third joins in this way. The newest baseline, then the
+    newest processing, stays.
     Sentinel-2 granules of one datatake and tile from two datastrips are a split scene: both stay,
     and the mosaic joins them. The column ``dropped`` of a kept row names the ids it replaces.
     """
     if table.empty:
         return table.assign(dropped=pd.Series(dtype=object))
+    rows = list(table.itertuples())
+    whose = [
+        (_text(r.collection), names.platform(_text(r.platform)), _text(r.tile),
+         _text(r.absolute_orbit))
+        for r in rows
+    ]  # fmt: skip
+    starts = np.array([_datastrip_time(r) for r in rows], "datetime64[ns]").astype(np.int64)
+    # a tile is a place; without one two granules of the same second may be neighbours
+    places = np.array([(0.0,) * 4 if _text(r.tile) else r.bbox for r in rows])
+    made = [_processed(r) for r in rows]
+    newest = {n: i for i, n in enumerate(sorted(range(len(rows)), key=lambda n: made[n]))}
     keyed = table.assign(
-        _start=[_datastrip_time(r) for r in table.itertuples()],
-        _made=[_processed(r) for r in table.itertuples()],
-        _what=[
-            "|".join(_text(v) for v in (r.collection, r.platform, r.tile, r.absolute_orbit))
-            + ("" if _text(r.tile) else f"|{_kind(r)}")
-            for r in table.itertuples()
-        ],
-    ).sort_values(["_what", "_start", "_made", "id"], kind="stable")
-    new = (keyed["_what"] != keyed["_what"].shift()) | (keyed["_start"].diff().abs() > SAME_START)
-    keyed["_acquisition"] = new.cumsum()
+        _acquisition=_acquisitions(whose, starts, places),
+        _made=[newest[n] for n in range(len(rows))],
+    )
     same: dict[int, list[str]] = {}
-    for number, item in zip(keyed["_acquisition"], keyed["id"], strict=True):
-        same.setdefault(number, []).append(item)
     # without a frame per acquisition: 1,000 of them took a second
     keyed = keyed.sort_values(["_acquisition", "_made"], kind="stable")
+    for number, item in zip(keyed["_acquisition"], keyed["id"], strict=True):
+        same.setdefault(number, []).append(item)
     kept = keyed[~keyed["_acquisition"].duplicated(keep="last")]  # the newest is last
     dropped = np.empty(len(kept), object)
     for n, (number, item) in enumerate(zip(kept["_acquisition"], kept["id"], strict=True)):
         dropped[n] = tuple(i for i in same[number] if i != item)
     out = kept.assign(dropped=dropped).sort_values(["time", "id"], kind="stable")
     out = out.reset_index(drop=True)
-    return out.drop(columns=["_start", "_made", "_what", "_acquisition"])
+    return out.drop(columns=["_made", "_acquisition"])
 
 
-def _kind(row: Any) -> str:
-    """Return what tells apart items that are no reprocessings although tile and orbit are unknown.
+def _acquisitions(
+    whose: Sequence[tuple[str, ...]],
+    starts: npt.NDArray[np.int64],
+    places: npt.NDArray[np.float64],
+) -> npt.NDArray[np.int64]:
+    """Return a number per row, equal where rows are of one acquisition.
 
-    Without a tile two granules of the same second may be neighbours: their places decide.
+    Parameters
+    ----------
+    whose : sequence of tuple
+        What must be equal.
+    starts : array (n,), int64
+        Nanoseconds.
+    places : array (n, 4), float64
+        Edges of the boxes, degrees.
     """
-    return ",".join(f"{v:.3f}" for v in row.bbox)
+    out = np.arange(len(whose))
+    order = sorted(range(len(whose)), key=lambda n: (whose[n], int(starts[n])))
+    for i, n in enumerate(order):
+        for earlier in reversed(order[:i]):
+            if whose[earlier] != whose[n] or starts[n] - starts[earlier] > SAME_START.value:
+                break
+            if np.abs(places[n] - places[earlier]).max() <= SAME_PLACE:
+                out[out == out[n]] = out[earlier]
+    return out
 
 
 def passes(table: pd.DataFrame) -> pd.DataFrame:
@@ -129,14 +175,58 @@ def track_label(relative_orbit: Any, orbit_state: Any) -> str:
 
 
 def with_tracks(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the granules with relative orbits filled in from product ids where they are absent."""
-    orbits = []
-    for row in table.itertuples():
-        orbit = row.relative_orbit
-        if _text(orbit) == "":
-            try:
-                orbit = names.parse_s1_product(str(row.id)).relative_orbit
-            except CubeError:
-                orbit = None
-        orbits.append(orbit)
+    """Return the granules with relative orbits of Sentinel-1 filled in where they are absent.
+
+    From the product id; else from platform, absolute orbit and time, see
+    `cubes.names.relative_orbit`; else from another granule whose track is known: one of the same
+    platform, whole cycles of 12 days away to within `SAME_TRACK`, flying the same way as far as
+    known. Granules of one table are of one area, so that a time is a track. Where known granules
+    disagree, or none is near, the orbit stays unknown.
+    """
+    orbits = [_orbit_of(row) for row in table.itertuples()]
+    if any(_text(o) == "" for o in orbits) and any(_text(o) != "" for o in orbits):
+        orbits = _by_cycle(table, orbits)
     return table.assign(relative_orbit=pd.Series(orbits, index=table.index, dtype=object))
+
+
+def _orbit_of(row: Any) -> Any:
+    """Return the relative orbit that a granule says itself, None where it does not."""
+    if _text(row.relative_orbit) != "":
+        return row.relative_orbit
+    try:
+        named = names.parse(str(row.id))
+    except CubeError:
+        named = None
+    if isinstance(named, names.S1Product) and named.relative_orbit is not None:
+        return named.relative_orbit
+    if isinstance(named, names.OperaProduct):
+        return named.track
+    absolute = _text(row.absolute_orbit)
+    if absolute == "" or _text(row.platform) == "":
+        return None
+    time = pd.Timestamp(row.time).to_pydatetime(warn=False)
+    return names.relative_orbit(str(row.platform), int(float(absolute)), time)
+
+
+def _by_cycle(table: pd.DataFrame, orbits: list[Any]) -> list[Any]:
+    """Return the orbits with those filled in that a granule of the same track tells."""
+    platforms = [names.platform(_text(p)) for p in table["platform"]]
+    states = [_text(s)[:1].lower() for s in table["orbit_state"]]
+    times = table["time"].to_numpy().astype("datetime64[ns]").astype(np.int64)
+    known = [n for n, orbit in enumerate(orbits) if _text(orbit) != ""]
+    out = list(orbits)
+    for n, orbit in enumerate(orbits):
+        if _text(orbit) != "" or not platforms[n].startswith("S1"):
+            continue
+        away = np.abs((times[known] - times[n] + CYCLE.value // 2) % CYCLE.value - CYCLE.value // 2)
+        found = {
+            int(orbits[k])
+            for k, gap in zip(known, away.tolist(), strict=True)
+            if gap <= SAME_TRACK.value
+            and platforms[k] == platforms[n]
+            and (not states[k] or not states[n] or states[k] == states[n])
+            and names.same_tracks(platforms[n], *pd.to_datetime(times[[k, n]]))
+        }
+        if len(found) == 1:
+            out[n] = found.pop()
+    return out

@@ -173,9 +173,8 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
     out = []
     for tile in _tiles(cube, rule.size):
         valid = _Valid(cube=cube, tile=tile, rule=rule)
-        fits = [r for r in found.to_dict("records") if valid.fits(r)]
         place = _place(tile_geobox(cube, tile))
-        for row in fits:
+        for row in valid.within(found).to_dict("records"):
             name = names.Sen12tsPair(
                 lat=place[0], lon=place[1], s1_date=f"{row['end']:%Y-%m-%d}",
                 s2_date=f"{row['date']:%Y-%m-%d}", track=str(row["relative_orbit"]),
@@ -208,7 +207,9 @@ def candidates(cube: xr.DataTree, rule: Rule) -> pd.DataFrame:
                 "the cube does not know the cloud cover of its Sentinel-2 scenes (coordinate "
                 "cloud_cover): pass Rule(max_cloud=None) to take any"
             )
-        optical = optical[cloud <= rule.max_cloud]
+        # a scene that does not know its cloud cover among scenes that do is not taken
+        known = optical.assign(cloud_cover=cloud)
+        optical = runs.within(known, {"cloud_cover": rule.max_cloud}, unknown="drop")
     by_date = found.assign(end=pd.DatetimeIndex(found["end"]).normalize())
     together = runs.matches(by_date, optical, max_gap=f"{rule.max_gap}D")
     out = []
@@ -338,15 +339,25 @@ class _Valid:
         self.layers = {k: [cut(v, tile).variable for v in part] for k, part in parts.items()}
         self.seen: dict[tuple[str, int], Array] = {}
 
-    def fits(self, row: Row) -> bool:
-        """Return whether no layer group of a triplet misses more pixels than the rule allows."""
-        groups = (
-            [self.has("backscatter", i) for i in row["s1"]],
-            [self.has("insar", i) for i in row["pairs"]],
-            [self.has("geometry", _place_of(self.tracks, str(row["track"])))],
-            [self.has("s2", int(row["s2"]))],
-        )
-        return all(float(np.mean(~np.all(g, axis=0))) <= self.rule.max_invalid for g in groups)
+    def within(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the triplets of which no layer group misses more pixels than the rule allows."""
+        for group in self.layers:
+            # group by group: what one leaves out is not read for the next
+            shares = [self.invalid(group, row) for row in table.to_dict("records")]
+            told = table.assign(**{f"invalid_{group}": np.array(shares, float)})
+            kept = runs.within(told, {f"invalid_{group}": self.rule.max_invalid})
+            table = kept[table.columns]
+        return table
+
+    def invalid(self, group: str, row: Row) -> float:
+        """Return the share of pixels that any step of a layer group lacks, 0..1."""
+        steps: Sequence[int]
+        if group == "geometry":
+            steps = [_place_of(self.tracks, str(row["track"]))]
+        else:
+            column = {"backscatter": "s1", "insar": "pairs", "s2": "s2"}[group]
+            steps = np.atleast_1d(row[column]).tolist()
+        return float(np.mean(~np.all([self.has(group, i) for i in steps], axis=0)))
 
     def has(self, what: str, step: int) -> Array:
         """Return where a step of a layer group has data in every band, (y, x) bool."""

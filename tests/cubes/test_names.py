@@ -17,7 +17,17 @@ STAMP = st.datetimes().map(lambda t: f"{t.year:04d}{t:%m%dT%H%M%S}")
 STRIP = "S2B_OPER_MSI_L2A_DS_2BPS_20230820T124817_S20230820T094908_N05.09"
 GRANULE = "S2A_OPER_MSI_L2A_TL_2BPS_20230820T124817_A033710_T33TWM_N05.09"
 RTC = "OPERA_L2_RTC-S1_T137-292318-IW1_20250102T015857Z_20250102T190143Z_S1A_30_v1.0"
-TILE = st.from_regex(r"\A[0-9]{2}[A-Z]{3}\Z")
+COLUMNS = ("STUVWXYZ", "ABCDEFGH", "JKLMNPQR")
+
+
+@st.composite
+def tiles(draw: st.DrawFn) -> str:
+    zone = draw(st.integers(1, 60))
+    band, row = (draw(st.sampled_from(s)) for s in ("CDEFGHJKLMNPQRSTUVWX", "ABCHJNPUV"))
+    return f"{zone:02d}{band}{draw(st.sampled_from(COLUMNS[zone % 3]))}{row}"
+
+
+TILE = tiles()
 
 
 @given(
@@ -37,14 +47,15 @@ def test_datastrips_round_trip(**parts: str) -> None:
     assert names.parse_s2_datastrip(str(made)) == made
 
 
-@given(start=STAMP, stop=STAMP, orbit=st.integers(1, 999_999),
+@given(times=st.tuples(STAMP, STAMP).map(sorted), orbit=st.integers(1, 999_999),
        datatake=st.from_regex(r"\A[0-9A-F]{6}\Z"), platform=st.sampled_from(["S1A", "S1D"]),
        unique=st.none() | st.from_regex(r"\A[0-9A-F]{4}\Z"),
        suffix=st.sampled_from([None, "_rtc"]))  # fmt: skip
-def test_s1_products_round_trip(**parts: object) -> None:
+def test_s1_products_round_trip(times: list[str], **parts: object) -> None:
     made = names.S1Product(
-        mode="IW", kind="GRDH", level="1", product_class="S", polarisation="DV", **parts
-    )  # type: ignore[arg-type]
+        mode="IW", kind="GRDH", level="1", product_class="S", polarisation="DV", start=times[0],
+        stop=times[1], **parts,
+    )  # type: ignore[arg-type]  # fmt: skip
     assert names.parse_s1_product(str(made)) == made
 
 
@@ -79,7 +90,7 @@ def operas(draw: st.DrawFn) -> names.OperaProduct:
     }
     time = draw(STAMP)
     return names.OperaProduct(
-        kind=kind, track=draw(st.integers(1, 175)), burst=draw(st.integers(0, 999_999)),
+        kind=kind, track=draw(st.integers(1, 175)), burst=draw(st.integers(1, 375_887)),
         swath=draw(st.sampled_from(["IW1", "IW2", "IW3"])), time=time[:8] if static else time,
         generated=None if static else draw(STAMP),
         platform=draw(st.sampled_from(["S1A", "S1C", "S1D"])), posting=30 if rtc else None,
@@ -173,6 +184,170 @@ def test_other_ids_are_refused(parse, text: str) -> None:
 def test_ids_of_moments_and_orbits_that_there_are_not(parse: Any, text: str, word: str) -> None:
     with pytest.raises(CubeError, match=word):
         parse(text)
+
+
+S1 = "S1A_IW_GRDH_1SDV_20220518T054334_20220518T054359_043261_052A9D_60B6"
+S2 = "S2A_MSIL2A_20230116T021341_N0509_R060_T50KPC_20230116T112621"
+SEN12TS = "lat_36.1_lon_-119.5_s1date_2020-06-20_s2date_2020-06-19_s1track_137_s1lookpass_ascending"
+CSLC = "OPERA_L2_CSLC-S1_T087-185683-IW2_20221228T161651Z_20240504T181714Z_S1A_VV_v1.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (S2.replace("060", "٠٦٠"), "no known kind"),
+        (S2.replace("N0509", "N٠٥٠٩"), "no known kind"),
+        (CSLC.replace("087", "٠٨٧"), "no known kind"),
+        (S2.replace("50KPC", "99ZZZ"), "tile 99ZZZ"),
+        (S2.replace("50KPC", "00AAA"), "tile 00AAA"),
+        (S2.replace("50KPC", "50KAC"), "columns JKLMNPQR in this zone"),
+        (GRANULE.replace("33TWM", "61TWM"), "tile 61TWM"),
+        ("L2A_T33AWM_A033710_20230820T094908", "tile 33AWM"),
+        ("S2A_33IWM_20230810_0_L2A", "tile 33IWM"),
+        ("S2A_33TWM_20231310_0_L2A", "no date or time '20231310'"),
+        ("S2A_33TWM_20230810_00_L2A", "writes 0"),
+        ("COPERNICUS/S2_SR/20230820T094549_20230820T094908_T33TWW", "tile 33TWW"),
+        (CSLC.replace("T087", "T999"), "relative orbit 999"),
+        (CSLC.replace("185683", "999999"), "burst 999999"),
+        (SEN12TS.replace("36.1", "99.9"), "no such place"),
+        (SEN12TS.replace("-119.5", "999.9"), "no such place"),
+        (SEN12TS.replace("_137_", "_999_"), "relative orbit 999"),
+        (SEN12TS.replace("ascending", "asdf"), "looks 'asdf'"),
+        ("lat_36.0_lon_-119.5_date_0000_lulc_label.tif", "year 0000"),
+        (S1.replace("054359", "054333"), "before it starts"),
+        (S1.replace("043261", "000000"), "absolute orbit 0"),
+        (S1.replace("1SDV", "2SDV"), "GRDH of level 2"),
+        (S1.replace("1SDV", "9SDV"), "no known kind"),
+        ("COPERNICUS/S1_GRD/S1A_IW_SLC__1SDV_20220518T054334_20220518T054359_043261_052A9D_60B6",
+         "whole GRD products"),
+        (f"{S1}\n", "no known kind"),
+        ("LC08_L2SP_033032_20231008_02_T1", "no known kind"),
+        ("", "no known kind"),
+    ],
+)  # fmt: skip
+def test_ids_that_cannot_be_are_refused(text: str, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        names.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        (S1, names.S1Product),
+        (S1.removesuffix("_60B6") + "_rtc", names.S1Product),
+        ("S1A_IW_SL1__1_SH_20141031T095929_20141031T100002_003072_003842_91FC", names.S1Product),
+        ("S1C_WV_SLC__1SSV_20250518T054334_20250518T055359_002261_004A9D_60B6", names.S1Product),
+        (S2, names.S2Product),
+        (STRIP, names.S2Datastrip),
+        (GRANULE, names.S2Granule),
+        ("L2A_T33TWM_A033710_20230820T094908", names.S2Folder),
+        ("S2A_33TWM_20230810_0_L2A", names.EarthSearchS2),
+        ("S2A_5QKB_20230810_12_L2A", names.EarthSearchS2),
+        ("S2A_T13TDE_20240422T174753_L2A", names.EarthSearchS2),
+        ("COPERNICUS/S2_SR/20230820T094549_20230820T094908_T33TWM", names.EarthEngineS2),
+        (f"COPERNICUS/S1_GRD/{S1}", names.EarthEngineS1),
+        (f"COPERNICUS/S1_GRD_FLOAT/{S1}", names.EarthEngineS1),
+        ("S1A_20200103_17RMJ_ASC", names.IndigoS1),
+        (CSLC, names.OperaProduct),
+        (f"{RTC}_VV", names.OperaProduct),
+        ("S1A_IW_20180128T161201_DVP_RTC30_G_gpuned_FD6A", names.Hyp3Rtc),
+        ("S1B_IW_20210401T130109_SHR_RTC10_G_sdwfcm_9CF5_ls_map.tif", names.Hyp3Rtc),
+        (f"{SEN12TS}.tif", names.Sen12tsPair),
+        ("lat_36.0_lon_-119.5_date_2020_lulc_label.tif", names.Sen12tsLabel),
+    ],
+)  # fmt: skip
+def test_parse_tells_the_kind_and_builds_the_same_id(text: str, kind: type) -> None:
+    parsed = names.parse(text)
+    assert type(parsed) is kind
+    assert str(parsed) == text
+
+
+@given(made=st.builds(
+    names.Hyp3Rtc, platform=st.sampled_from(["S1A", "S1D"]), mode=st.sampled_from(["IW", "EW"]),
+    time=STAMP, polarisation=st.sampled_from(["DV", "SH"]), orbits=st.sampled_from("PRO"),
+    posting=st.sampled_from([10, 20, 30]), software=st.just("G"),
+    options=st.sampled_from(["gpuned", "sdwfcm"]), unique=st.from_regex(r"\A[0-9A-F]{4}\Z"),
+    layer=st.sampled_from([None, "VV", "inc_map"]), extension=st.sampled_from([None, ".tif"]),
+))  # fmt: skip
+def test_hyp3_names_round_trip(made: names.Hyp3Rtc) -> None:
+    assert names.parse_hyp3_rtc(str(made)) == made
+
+
+@given(made=st.builds(
+    names.EarthSearchS2, platform=st.sampled_from(["S2A", "S2C"]), tile=TILE,
+    time=st.dates().map(lambda d: f"{d.year:04d}{d:%m%d}"), number=st.integers(0, 20),
+    level=st.sampled_from(["L1C", "L2A"]),
+) | st.builds(
+    names.EarthSearchS2, platform=st.just("S2B"), tile=TILE, time=STAMP, number=st.none(),
+    level=st.just("L2A"),
+))  # fmt: skip
+def test_earth_search_ids_round_trip(made: names.EarthSearchS2) -> None:
+    assert names.parse_earth_search(str(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("strip", "word"),
+    [
+        (STRIP.replace("S2B", "S2A").replace("N05.09", "N05.10"), "different baselines"),
+        (STRIP.replace("S2B", "S2A"), "starts 216 days"),  # the critic's seven months
+        (STRIP.replace("S2B", "S2A").replace("S20230820T09", "S20230116T01"), "starts -1 day"),
+    ],
+)
+def test_product_and_datastrip_of_two_acquisitions_are_no_image(strip: str, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        names.earth_engine(names.parse_s2_product(S2), names.parse_s2_datastrip(strip))
+
+
+@pytest.mark.parametrize(
+    ("text", "orbit"),
+    [
+        ("S1A_IW_GRDH_1SDV_20230628T210705_20230628T210730_049191_05EA4D_21D1", 119),  # its item
+        ("S1B_IW_GRDH_1SDV_20210810T044826_20210810T044859_028179_035C9B_6C5A", 153),
+        # sentineleof: orbit 1681 is track 110, 8018 track 147; isce2 28130 from 24 June 2026
+        ("S1C_IW_SLC__1SDV_20250331T060000_20250331T060030_001681_002A9D_60B6", 110),
+        ("S1C_IW_SLC__1SDV_20260608T060000_20260608T060030_008018_002A9D_60B6", 147),
+        ("S1C_IW_SLC__1SDV_20260615T060000_20260615T060030_008120_002A9D_60B6", None),
+        ("S1C_IW_SLC__1SDV_20260701T060000_20260701T060030_008352_002A9D_60B6", 29),
+        # s1-reader 151: orbit 2389 is track 73 by its manifest
+        ("S1D_IW_SLC__1SDV_20260417T060000_20260417T060030_002389_002A9D_60B6", 73),
+        ("S1E_IW_SLC__1SDV_20360417T060000_20360417T060030_002389_002A9D_60B6", None),
+    ],
+)
+def test_relative_orbits_of_every_platform(text: str, orbit: int | None) -> None:
+    assert names.parse_s1_product(text).relative_orbit == orbit
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("S1A", "S1A"), ("SENTINEL-1A", "S1A"), ("sentinel-1a", "S1A"), ("Sentinel 1A", "S1A"),
+     ("sentinel1a", "S1A"), ("S2C", "S2C"), ("landsat-8", "LANDSAT-8")],
+)  # fmt: skip
+def test_platforms_have_one_spelling(text: str, code: str) -> None:
+    assert names.platform(text) == code
+
+
+@pytest.mark.real
+def test_every_real_id_parses_and_is_built_again(real: Path, figure: Any) -> None:
+    """Every id of a Sentinel product in the real items, whatever property it stands in."""
+    keys = ("s2:datastrip_id", "s2:granule_id", "s2:product_uri", "s1:product_identifier",
+            "sentinel:product_id")  # fmt: skip
+    seen = {}
+    for path in sorted((real / "items").rglob("*.json")):
+        body = json.loads(path.read_text())
+        for item in body.get("features", [body]) if isinstance(body, dict) else []:
+            properties = item.get("properties") or {}
+            ids = [str(properties[k]) for k in keys if properties.get(k)]
+            own = str(item.get("id"))
+            if properties and own.startswith(("S1", "S2")):
+                ids.append(own)
+            for text in ids:
+                parsed = names.parse(text)
+                assert str(parsed) == text.removesuffix(".SAFE")
+                seen[text] = type(parsed).__name__
+    figure("ids of real items parsed and built again", len(seen), "150")
+    assert len(seen) >= 150
+    assert set(seen.values()) == {"S1Product", "S2Product", "S2Granule", "S2Datastrip", "IndigoS1",
+                                  "EarthSearchS2"}  # fmt: skip
 
 
 @pytest.mark.real

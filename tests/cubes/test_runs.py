@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -214,6 +217,189 @@ def test_seasons_and_caps() -> None:
 def test_wrong_rules_are_refused(call, word: str) -> None:
     with pytest.raises(CubeError, match=word):
         call(acquisitions([0, 12]))
+
+
+# ------------------------------------------------------------------- nothing is lost in silence
+
+
+def test_rows_without_a_place_or_burst_are_a_group() -> None:
+    table = acquisitions([0, 12, 24, 36], place=None)
+    assert [len(c) for c in runs.chains(table)] == [4]
+    assert len(runs.runs(table)) == 1
+    assert len(runs.pairs(acquisitions([0, 12, 24, 36], burst=None))) == 3
+    mixed = pd.concat([table, table.assign(place="a")], ignore_index=True)
+    assert sorted(len(c) for c in runs.chains(mixed)) == [4, 4]
+    assert len(runs.runs(mixed, pairs=runs.pairs(mixed), dates=3)) == 2
+    # what is written NaN in one table is None in another
+    assert len(runs.matches(table, table.assign(place=np.nan), max_gap="0D")) == 4
+    kept = runs.cap(pd.DataFrame({"tile": ["a", "a", None, np.nan, None]}), 2, by=["tile"])
+    assert kept["tile"].isna().sum() == 2
+    assert len(kept) == 4
+
+
+def test_one_platform_has_many_spellings() -> None:
+    table = acquisitions([0, 12, 24, 36], platform=["S1A", "SENTINEL-1A", "sentinel-1a", "S1A"])
+    assert [len(c) for c in runs.chains(table, same_platform=True)] == [4]
+
+
+def test_times_without_a_zone_are_utc() -> None:
+    plain = acquisitions([0, 12, 24, 36])
+    zoned = plain.assign(time=plain["time"].dt.tz_localize("UTC"))
+    east = zoned.assign(time=zoned["time"].dt.tz_convert("Asia/Tokyo"))
+    mixed = pd.DataFrame({"time": [*plain["time"][:2], *east["time"][2:]], "track": "37D"})
+    for other in (zoned, east, mixed):
+        gaps = runs.matches(plain, other, max_gap="1h")["gap"]
+        assert gaps.tolist() == [pd.Timedelta(0)] * 4
+        assert [len(c) for c in runs.chains(other)] == [4]
+        assert len(runs.runs(other, pairs=runs.pairs(plain), dates=3)) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda t: runs.runs(t.assign(time=[*t["time"][:3], pd.NaT])), "1 of 4 rows lack one"),
+        (lambda t: runs.chains(t.assign(track=["1A", None, "1A", "1A"])), "track in every row"),
+        (lambda t: runs.pairs(t.assign(time=[*t["time"][:3], pd.NaT])), "with index 3"),
+        (lambda t: runs.chains(t.assign(platform=["S1A", None, "S1A", "S1A"]), same_platform=True),
+         "one platform needs a platform in every row"),
+        (lambda t: runs.chains(t, same_platform=True), "needs a column 'platform'"),
+        (lambda t: runs.matches(t, t.assign(time=[*t["time"][:3], pd.NaT])), "time in every row"),
+        (lambda t: runs.matches(t.assign(time=[*t["time"][:3], pd.NaT]), t), "time in every row"),
+        (lambda t: runs.season(pd.Series([*t["time"], pd.NaT])), "1 of 5 rows"),
+        (lambda t: runs.within(t.assign(cloud=[1, 2, None, 3]), {"cloud": 5}), "with index 2"),
+        (lambda t: runs.within(t, {"cloud": 5}), "needs a column 'cloud'"),
+        (lambda t: runs.within(t.assign(cloud=1.0), {"cloud": np.nan}), "leave it out"),
+        (lambda t: runs.within(t, {}, unknown="drp"), "not one of"),
+    ],
+)  # fmt: skip
+def test_rows_that_would_be_lost_are_named(call, word: str) -> None:
+    with pytest.raises(CubeError, match=word):
+        call(acquisitions([0, 12, 24, 36]))
+
+
+# ----------------------------------------------------------------------- against brute force
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 10), st.sampled_from(["S1A", "sentinel-1a", "S1B"]),
+                  st.sampled_from(["x", None])),
+        unique_by=lambda r: (r[0], r[1] == "S1B", r[2]), max_size=14,
+    )
+)  # fmt: skip
+def test_runs_on_one_platform_equal_brute_force(rows: list[tuple[int, str, str | None]]) -> None:
+    table = acquisitions([6 * d for d, _, _ in rows])
+    table = table.assign(
+        platform=pd.Series([p for _, p, _ in rows], dtype=object),
+        place=pd.Series([p for _, _, p in rows], dtype=object),
+    )
+    # brute force: join what lies 12 days apart on one platform at one place, until nothing changes
+    own = [(d, p.upper().replace("SENTINEL-", "S"), place) for d, p, place in rows]
+    group = list(range(len(own)))
+    for _ in own:
+        for i, a in enumerate(own):
+            for j, b in enumerate(own):
+                if a[1:] == b[1:] and abs(a[0] - b[0]) == 2:
+                    group[i] = group[j] = min(group[i], group[j])
+    expected = sorted(sorted(own[i][0] for i in range(len(own)) if group[i] == g)
+                      for g in set(group))  # fmt: skip
+    found = runs.chains(table, same_platform=True)
+    got = sorted(((c["time"] - START) / pd.Timedelta("6D")).round().astype(int).tolist()
+                 for c in found)  # fmt: skip
+    assert got == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 8), st.sampled_from(["x", "y", None])), unique=True, max_size=14
+    ),
+    kept=st.sets(st.integers(0, 8)),
+    dates=st.integers(1, 3),
+)
+def test_series_with_coherence_equal_brute_force(
+    rows: list[tuple[int, str | None]], kept: set[int], dates: int
+) -> None:
+    table = acquisitions([12 * d for d, _ in rows])
+    table = table.assign(place=pd.Series([p for _, p in rows], dtype=object))
+    pairs = runs.pairs(table, baselines=(12, 24))
+    days = ((pd.to_datetime(pairs["secondary_time"]) - START) / pd.Timedelta("12D")).round()
+    pairs = pairs[days.isin(kept)]
+    have = set(rows)
+    expected = {
+        (place, first)
+        for first, place in rows
+        if all(
+            (first + i, place) in have and (first + i - 1, place) in have and first + i in kept
+            for i in range(dates)
+        )
+    }
+    found = runs.runs(table, dates=dates, pairs=pairs)
+    starts = ((pd.to_datetime(found["start"]) - START) / pd.Timedelta("12D")).round()
+    places = [None if pd.isna(p) else p for p in found["place"]]
+    assert set(zip(places, starts, strict=True)) == expected
+    assert len(found) == len(expected)
+
+
+@given(times=st.lists(st.datetimes(), min_size=1, max_size=20))
+def test_seasons_equal_brute_force(times: list[datetime]) -> None:
+    months = {"winter": (12, 1, 2), "spring": (3, 4, 5), "summer": (6, 7, 8)}
+    wanted = {m: name for name, of in months.items() for m in of}
+    series = pd.Series(np.array(times, "datetime64[us]"))
+    assert runs.season(series).tolist() == [wanted.get(t.month, "autumn") for t in times]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.sampled_from(["a", "b", None]), st.sampled_from([1, 2])), max_size=20
+    ),
+    most=st.integers(1, 4), seed=st.integers(0, 5),
+)  # fmt: skip
+def test_caps_equal_brute_force(rows: list[tuple[str | None, int]], most: int, seed: int) -> None:
+    table = pd.DataFrame({
+        "tile": pd.Series([t for t, _ in rows], dtype=object),
+        "season": pd.Series([s for _, s in rows], dtype=int), "n": range(len(rows)),
+    }).set_index(pd.Index([0] * len(rows)))  # fmt: skip
+    kept = runs.cap(table, most, by=["tile", "season"], seed=seed)
+    have, left = Counter(rows), Counter(rows[n] for n in kept["n"])
+    assert left == Counter({k: min(most, count) for k, count in have.items()})
+    assert kept["n"].is_monotonic_increasing
+    pd.testing.assert_frame_equal(kept, runs.cap(table, most, by=["tile", "season"], seed=seed))
+
+
+def test_caps_draw_evenly() -> None:
+    table = pd.DataFrame({"tile": "a", "n": range(8)})
+    drawn = Counter(n for s in range(400) for n in runs.cap(table, 4, by=["tile"], seed=s)["n"])
+    assert min(drawn.values()) > 150, "200 of 400 are expected for each of 8"
+
+
+NUMBER = st.one_of(st.none(), st.integers(0, 6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(NUMBER, NUMBER), max_size=12), cloud=st.integers(0, 6),
+    invalid=st.integers(0, 6), unknown=st.sampled_from(["raise", "drop", "keep"]),
+)  # fmt: skip
+def test_limits_equal_brute_force(
+    rows: list[tuple[int | None, int | None]], cloud: int, invalid: int, unknown: Any
+) -> None:
+    columns = ["cloud_cover", "invalid_s2"]
+    table = pd.DataFrame(rows, columns=columns).astype(float)
+    limits = {"cloud_cover": cloud, "invalid_s2": invalid}
+    if unknown == "raise" and any(None in row for row in rows):
+        with pytest.raises(CubeError, match="lack one"):
+            runs.within(table, limits, unknown=unknown)
+        return
+    found = runs.within(table, limits, unknown=unknown).index.tolist()
+    most = (cloud, invalid)
+    assert found == [
+        i for i, row in enumerate(rows)
+        if all((unknown == "keep") if v is None else v <= m
+               for v, m in zip(row, most, strict=True))
+    ]  # fmt: skip
 
 
 NAME = re.compile(r"RTC-S1_(T\d{3}-\d{6}-IW\d)_(\d{8}T\d{6})Z_\d{8}T\d{6}Z_(S1[A-Z])_30")
