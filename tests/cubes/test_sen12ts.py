@@ -275,19 +275,19 @@ def test_labels_of_ones_own_legend_are_read_without_its_row(
 ) -> None:
     """The files hold the legend whole: nothing of it is known in this process."""
     classes = {1: ("wheat", "#d8b56b"), 2: ("grass/fallow", "#00aa00")}
-    legend = Legend(name="crops", title="Crops", origin="measured", nodata=255, classes=classes)
-    codes = np.full((1, cube.sizes["y"], cube.sizes["x"]), 1, np.uint8)
+    legend = Legend(name="parcels", title="Crops", origin="measured", nodata=255, classes=classes)
+    codes = np.full((1, *BOX.shape), 1, np.uint8)
     codes[:, ::2], codes[:, :7] = 2, 255
     labels = (("year", "y", "x"), codes, {"nodata": 255, "legend_json": legend.to_json()})
     coords = {**xr_coords(BOX), "year": [2020]}
     mine = cube.copy()
-    mine["labels"] = xr.Dataset({"crops": labels}, coords=coords)
+    mine["labels"] = xr.Dataset({"parcels": labels}, coords=coords)
     sen12ts.export(mine, tmp_path, rule=RULE)
-    assert "crops" not in registry.legends()
+    assert "parcels" not in registry.legends()
     _, tile = next(sen12ts.read_all(tmp_path))
-    found = tile["labels/crops"]
+    found = tile["labels/parcels"]
     assert registry.legend(found) == legend
-    assert (found.attrs["legend"], found.attrs["nodata"]) == ("crops", 255)
+    assert (found.attrs["legend"], found.attrs["nodata"]) == ("parcels", 255)
     np.testing.assert_array_equal(found, codes[:, :EDGE, :EDGE])
 
 
