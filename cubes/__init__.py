@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cubes.corpora.corpus import corpus, open_corpus
+    from cubes.corpora.fetching import fetch_corpus
     from cubes.corpora.publishing import publish, verify_corpus
     from cubes.cube import valid
     from cubes.fields import extract
@@ -83,6 +84,7 @@ _HOMES = {
     "check": "schema",
     "corpus": "corpora.corpus",
     "extract": "fields.extract",
+    "fetch_corpus": "corpora.fetching",
     "join": "joining",
     "layer": "registry",
     "layers": "registry",
@@ -137,6 +139,7 @@ __all__ = [
     "check",
     "corpus",
     "extract",
+    "fetch_corpus",
     "join",
     "layer",
     "layers",

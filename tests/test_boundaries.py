@@ -52,7 +52,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     ),
     "sen12ts": (),
     "fields": ("vectors", "polygons", "extract"),
-    "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "gathering", "foretelling"),
+    "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "fetching", "gathering", "foretelling"),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
         "calendar", "sampleset", "areas", "splits", "rules", "samples", "choosing", "stats", "withhold",

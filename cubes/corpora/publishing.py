@@ -78,7 +78,7 @@ def publish(
     written = size = 0
     jobs = ((remote, there, job) for job in _objects(corpus))
     total = int(corpus.table["objects"].sum()) + len(LEDGER) * len(corpus)
-    for done, (entry, new) in enumerate(_in_threads(_send, jobs), 1):
+    for done, (entry, new) in enumerate(in_threads(_send, jobs), 1):
         manifest.append(entry)
         written += new
         size += entry[2] if new else 0
@@ -163,7 +163,7 @@ def _send(remote: Remote, there: Mapping[str, int], job: Job) -> tuple[tuple[str
     return (key, sha256, size), True
 
 
-def _in_threads(function: Any, jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+def in_threads(function: Any, jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Yield the results of a function as they come, a bounded number in flight."""
     pending: set[Future[Any]] = set()
     with ThreadPoolExecutor(THREADS) as pool:
@@ -191,7 +191,7 @@ def _write_tables(corpus: Corpus, remote: Remote, manifest: list[tuple[str, str,
         catalogs.add(str(plan.attrs.get("catalog", "")))
         body = stacdocs.item(name, rows[name], plan, corpus.name)
         items.append((remote, f"items/{name}.json", _json(body)))
-    for _ in _in_threads(lambda where, key, data: where.put(key, data), items):
+    for _ in in_threads(lambda where, key, data: where.put(key, data), items):
         pass
     found = sources_of(table, catalogs)
     simulated = found == [card.SIMULATED]
@@ -265,8 +265,6 @@ def verify_corpus(corpus: Corpus | str | os.PathLike[str], *, quick: bool = Fals
     CubeError
         Not a published corpus; tables that are not those the collection names.
     """
-    from pyarrow import parquet
-
     if not isinstance(corpus, Corpus):
         corpus = open_corpus(corpus)
     if corpus.remote is None:
@@ -274,19 +272,15 @@ def verify_corpus(corpus: Corpus | str | os.PathLike[str], *, quick: bool = Fals
     began = time.monotonic()
     remote = corpus.remote
     body = collection_of(remote)
-    rows = parquet.read_table(io.BytesIO(beside(remote, body, "objects"))).to_pydict()
     damaged = [KEYS[label] for label in ("card", "map") if not _whole(remote, body, label)]
-    wanted = list(zip(rows["key"], rows["sha256"], rows["size"], strict=True))
-    for key, _, _ in wanted:
-        if ".." in key.split("/") or not key.startswith("cubes/") or key.count("/") < 2:
-            raise CubeError(f"{remote.url}/objects.parquet names a key outside of cubes: {key!r}")
+    wanted = listed(corpus)
     damaged += _not_in_table(corpus, wanted)
     if quick:
         there = remote.sizes("cubes")
         damaged += [key for key, _, size in wanted if there.get(key) != size]
     else:
         jobs = ((remote, key, sha256) for key, sha256, _ in wanted)
-        damaged += [key for key, good in _in_threads(_intact, jobs) if not good]
+        damaged += [key for key, good in in_threads(_intact, jobs) if not good]
     state: Literal["sealed", "damaged"] = "damaged" if damaged else "sealed"
     return Report(
         store=remote.url,
@@ -295,6 +289,29 @@ def verify_corpus(corpus: Corpus | str | os.PathLike[str], *, quick: bool = Fals
         damaged=tuple(sorted(damaged)),
         seconds=time.monotonic() - began,
     )
+
+
+def listed(corpus: Corpus) -> list[tuple[str, str, int]]:
+    """Return key, SHA-256 and size of every object of a published corpus's cubes.
+
+    Raises
+    ------
+    CubeError
+        Not published; a list that is not the one that the collection names, or that names keys
+        outside of the cubes.
+    """
+    from pyarrow import parquet
+
+    remote = corpus.remote
+    if remote is None:
+        raise CubeError(f"corpus {corpus.name!r} is not published: it has no list of objects")
+    data = beside(remote, collection_of(remote), "objects")
+    rows = parquet.read_table(io.BytesIO(data)).to_pydict()
+    wanted = list(zip(rows["key"], rows["sha256"], rows["size"], strict=True))
+    for key, _, _ in wanted:
+        if ".." in key.split("/") or not key.startswith("cubes/") or key.count("/") < 2:
+            raise CubeError(f"{remote.url}/objects.parquet names a key outside of cubes: {key!r}")
+    return wanted
 
 
 def _not_in_table(corpus: Corpus, wanted: Iterable[tuple[str, str, int]]) -> list[str]:

@@ -21,6 +21,18 @@ from cubes.types import CubeError
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "http", "https")
 
 
+CLIENT = (
+    "allow_http", "allow_invalid_certificates", "connect_timeout", "default_content_type",
+    "http1_only", "http2_only", "pool_idle_timeout", "pool_max_idle_per_host", "proxy_url",
+    "timeout", "user_agent",
+)  # fmt: skip
+"""Options of the connection, not of the store: obstore takes them apart and panics otherwise."""
+
+_KNOWN = (
+    "options of S3: endpoint, region, access_key_id, secret_access_key, session_token, "
+    "skip_signature, virtual_hosted_style_request; of any: " + ", ".join(CLIENT)
+)
+
 _STATUS = re.compile(r"status code: (\d{3})")
 
 
@@ -85,7 +97,8 @@ def connect(
         A folder, or ``s3://``, ``gs://``, ``az://``, ``http(s)://`` (the last for reading alone).
     options : mapping, optional
         Settings of obstore for that store, such as ``{"endpoint": ..., "region": ...,
-        "skip_signature": True}``; credentials are by default taken from the environment.
+        "skip_signature": True}``, and of its connections (`CLIENT`), ``{"timeout": "60s"}``;
+        credentials are by default taken from the environment.
     requester_pays : bool or str
         Whether the reader pays: True for S3, the name of the project that is billed for GCS.
 
@@ -174,7 +187,15 @@ class Cloud:
         try:
             return store(f"{self._url}/{key}" if key else self._url, **self._options)
         except Exception as error:
-            raise CubeError(f"cannot use {self.url}: {redact(str(error))}") from None
+            raise CubeError(f"cannot use {self.url}: {_first(error)}; {_KNOWN}") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # what obstore's Rust ends in
+                raise
+            said = ", ".join(sorted(map(str, self._options.get("config", {}))))
+            raise CubeError(
+                f"cannot use {self.url}: obstore gave up on the options {said} ({_first(error)}); "
+                f"{_KNOWN}"
+            ) from None
 
     def get(self, key: str) -> bytes:
         """Return an object."""
@@ -283,7 +304,7 @@ class Cloud:
         )
 
 
-def _first(error: Exception) -> str:
+def _first(error: BaseException) -> str:
     """Return what an error says: obstore's show requests and responses in full, over many lines."""
     return redact(str(error)).strip().splitlines()[0][:300] if str(error) else ""
 
@@ -302,6 +323,7 @@ def _options(url: str, options: dict[str, Any], requester_pays: bool | str) -> d
     """Return keyword arguments of obstore's ``from_url``."""
     scheme = urlsplit(url).scheme
     client = dict(options.pop("client_options", {}))
+    client.update({key: options.pop(key) for key in CLIENT if key in options})
     retries = options.pop("retry_config", None)
     if requester_pays:
         if scheme in ("s3", "s3a"):

@@ -1,4 +1,4 @@
-"""Commands of the data side that ask a catalogue or send somewhere: search, build, publish."""
+"""Commands of the data side that ask or send elsewhere: search, build, publish, fetch."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def add(command: Command) -> None:
     _add_search(command)
     _add_build(command)
     _add_publish(command)
+    _add_fetch(command)
 
 
 # -- search ------------------------------------------------------------------------------------
@@ -203,6 +204,24 @@ def _publish(options: argparse.Namespace) -> None:
         progress=progress("publish"),
     )
     print(report)
+
+
+def _add_fetch(command: Command) -> None:
+    made = command("fetch", "bring a published corpus here, byte for byte; run it again")
+    made.set_defaults(run=_fetch)
+    made.add_argument("url", help="of the corpus: a folder, s3://, gs://, az:// or https://")
+    made.add_argument("folder", type=Path, help="its cubes become FOLDER/ID.zarr")
+    made.add_argument("--only", action="append", metavar="ID", help="this cube (repeatable)")
+    made.add_argument("--requester-pays", action="store_true")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    import cubes
+
+    corpus = cubes.open_corpus(options.url, requester_pays=options.requester_pays)
+    print(
+        cubes.fetch_corpus(corpus, options.folder, names=options.only, progress=progress("fetch"))
+    )
 
 
 # -- a request, from flags ---------------------------------------------------------------------

@@ -434,6 +434,71 @@ def test_s3_holds_what_was_published(made: Corpus, s3: dict[str, Any]) -> None:
     assert "test" not in repr(opened.remote)
 
 
+def _here(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def _fetched(made: Corpus, url: str, options: dict[str, Any] | None, out: Path) -> None:
+    there = open_corpus(url, options=options)
+    report = cubes.fetch_corpus(there, out)
+    assert report.reused == 0
+    for name, path in made.stores.items():
+        ours, theirs = _here(out / f"{name}.zarr"), _here(path)
+        # records of a build are merged into its table; nothing else is left behind
+        assert ours == {k: v for k, v in theirs.items() if k in ours}
+        assert not {k for k in set(theirs) - set(ours) if not k.startswith("__cubes__/")}
+        assert cubes.verify(out / f"{name}.zarr").state == "sealed"
+    again = cubes.fetch_corpus(there, out)
+    assert (again.written, again.reused) == (0, report.written)
+
+
+def test_a_corpus_comes_back_byte_for_byte(made: Corpus, tmp_path: Path) -> None:
+    publish(made, tmp_path / "there")
+    _fetched(made, str(tmp_path / "there"), None, tmp_path / "here")
+    there = open_corpus(tmp_path / "there")
+    one = cubes.fetch_corpus(there, tmp_path / "one", names=["place-1"])
+    assert [p.name for p in (tmp_path / "one").iterdir()] == ["place-1.zarr"]
+    (tmp_path / "one" / "place-1.zarr" / "zarr.json").write_text("{}")
+    assert cubes.fetch_corpus(there, tmp_path / "one", names=["place-1"]).written == 1
+    assert one.written > 1
+    with pytest.raises(cubes.CubeError, match="no cube 'place-9'"):
+        cubes.fetch_corpus(there, tmp_path / "one", names=["place-9"])
+    with pytest.raises(cubes.CubeError, match="lies here already"):
+        cubes.fetch_corpus(made, tmp_path / "one")
+    (tmp_path / "one" / "place-1.zarr").rename(tmp_path / "one" / "place-2.zarr")
+    with pytest.raises(cubes.CubeError, match="another cube than the corpus has"):
+        cubes.fetch_corpus(there, tmp_path / "one")
+
+
+def test_a_fetch_of_damage_leaves_no_sealed_cube(made: Corpus, tmp_path: Path) -> None:
+    publish(made, tmp_path / "there")
+    shard = max((tmp_path / "there" / "cubes" / "place-1.zarr").rglob("c/**/*"),
+                key=lambda p: p.is_file() and p.stat().st_size)  # fmt: skip
+    body = bytearray(shard.read_bytes())
+    body[len(body) // 2] ^= 1
+    shard.write_bytes(body)
+    with pytest.raises(cubes.CubeError, match="does not hold the bytes that were published"):
+        cubes.fetch_corpus(open_corpus(tmp_path / "there"), tmp_path / "here")
+    assert not list((tmp_path / "here").rglob("sealed.json"))
+
+
+@pytest.mark.server
+def test_s3_comes_back_byte_for_byte(made: Corpus, s3: dict[str, Any], tmp_path: Path) -> None:
+    publish(made, "s3://corpora/back", options=s3)
+    _fetched(made, "s3://corpora/back", s3, tmp_path / "here")
+
+
+def test_options_of_the_connection_work_and_unknown_ones_are_named() -> None:
+    """obstore ends in a panic, no Exception, on options of the connection among the store's."""
+    pytest.importorskip("obstore")
+    made = remote.connect("s3://b/x", options={"allow_http": True, "timeout": "3s"})
+    assert made.url == "s3://b/x"
+    with pytest.raises(cubes.CubeError, match=r"'anon' is not valid .* skip_signature"):
+        remote.connect("s3://b/x", options={"anon": True})
+    with pytest.raises(cubes.CubeError, match="gave up on the options http2_keep_alive"):
+        remote.connect("s3://b/x", options={"http2_keep_alive_timeout": "3s"})
+
+
 @pytest.mark.server
 def test_s3_damage_is_found(made: Corpus, s3: dict[str, Any]) -> None:
     url = "s3://corpora/damaged"
