@@ -17,7 +17,8 @@ from odc.geo.geobox import GeoBox
 from odc.geo.xr import xr_coords
 
 import cubes
-from cubes import names, registry, sen12ts
+from cubes import names, registry, sen12ts, worlds
+from cubes.corpora import gathering
 from cubes.cube import attributes
 from cubes.files import geotiff as files
 from cubes.sen12ts.bands import BANDS
@@ -338,6 +339,57 @@ def test_the_cube_is_under_045_of_the_published_bytes(tmp_path: Path, figure) ->
     report = cubes.write(sen12ts.read(tmp_path / "published"), tmp_path / "a.zarr", layout=LOSSLESS)
     figure("cube over published triplets, bytes", report.bytes_written / published, "0.45")
     assert 0.2 * published < report.bytes_written < 0.45 * published
+
+
+HALF_YEAR = """
+name = "half-year"
+[place]
+x0 = 721920.0
+y0 = 5242880.0
+width = 256
+height = 256
+margin = 36
+start = "2020-02-01"
+days = 214
+[optics]
+dates = 21
+step = 10
+[radar]
+dates = 17
+[delay]
+turbulent = 0.3
+"""
+"""A tile of a simulated world from February to August, two tracks; the overlap of dates decides
+how much a cube saves, and spring and summer have four triplets each."""
+
+
+@pytest.mark.slow
+def test_a_cube_of_the_recipes_triplets_is_under_045_of_their_bytes(
+    tmp_path: Path, figure: Any
+) -> None:
+    """The recipe's four a season from all tracks, of a simulated world as a catalogue has it."""
+    (tmp_path / "half-year.toml").write_text(HALF_YEAR)
+    made = worlds.simulate(worlds.load_params(tmp_path / "half-year.toml"), 11)
+    archive = worlds.publish(made, tmp_path / "world")
+    recipe = gathering.RECIPES["sen12ts"]
+    request = cubes.Request.of(
+        archive.aoi, ("2020-02-01", "2020-09-01"), recipe.layers, bands=recipe.bands,
+        catalog=cubes.catalog("simulated", url=str(archive.catalog)),
+    )  # fmt: skip
+    cubes.write(request, tmp_path / "area.zarr")
+    rule = sen12ts.Rule(max_cloud=60)  # its weather is cloudier than that of the six areas
+    chosen = sen12ts.series(tmp_path / "area.zarr", rule)
+    assert chosen.groupby("season").size().to_dict() == {"spring": 4, "summer": 4}
+    assert chosen["track"].nunique() == 2
+    sen12ts.export(tmp_path / "area.zarr", tmp_path / "published", rule=rule)
+    published = sum(p.stat().st_size for p in (tmp_path / "published").rglob("*.tif"))
+    tile = sen12ts.read(tmp_path / "published")
+    for codec in ("lz4", "zstd"):
+        layout = Layout(lossless=True, codec=codec)
+        report = cubes.write(tile, tmp_path / f"{codec}.zarr", layout=layout)
+        share = report.bytes_written / published
+        figure(f"cube over eight triplets of a simulated world, {codec}, bytes", share, "0.45")
+        assert 0.15 < share < 0.45
 
 
 def test_files_have_the_published_form(cube: xr.DataTree, exported: Path) -> None:
