@@ -52,6 +52,9 @@ class Window:
     """Length of a sample in time, e.g. ``180D``; None takes the whole cube."""
     step: str | None = None
     """Distance between periods; None: `period`."""
+    bucket: int | None = None
+    """A batch holds samples whose dates of each sensor round up to the same multiples of this, and
+    is padded to those alone; None: to the most that any sample has."""
     rule: Series | None = None
     """Dates by a rule in place of periods; then `dates` only limits ``Series(match="all")``."""
 

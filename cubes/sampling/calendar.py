@@ -40,6 +40,7 @@ class Calendar:
             for clock, steps in table.steps.items():
                 k = steps.shape[1] if clock == "s1" else min(window.dates, steps.shape[1])
                 self.most[clock] = 1 if clock == "s2" and window.rule.match == "random" else k
+        self._lengths: np.ndarray | None = None
 
     def candidates(self, row: int, clock: str) -> np.ndarray:
         """Return the usable steps of one sample, ascending."""
@@ -68,6 +69,19 @@ class Calendar:
             draw = uniform((self._seed, epoch, cell, salt(clock)), k)
         chosen: np.ndarray = steps[edges[:-1] + (draw * np.diff(edges)).astype(np.intp)]
         return chosen
+
+    def lengths(self) -> np.ndarray:
+        """Return (n, clocks) int32 steps that each sample is padded to, clocks in order of name."""
+        if self._lengths is None:
+            bucket = self._window.bucket
+            found = np.empty((len(self._table.id), len(self.most)), np.int32)
+            for column, (clock, most) in zip(found.T, self.most.items(), strict=True):
+                column[:] = most
+                if bucket is not None:  # never none at all: a model takes at least a date
+                    dates = np.maximum(np.minimum(self.counts(clock), most), 1)
+                    column[:] = np.minimum(-(-dates // bucket) * bucket, most)
+            self._lengths = found
+        return self._lengths
 
     def counts(self, clock: str) -> np.ndarray:
         """Return the number of usable dates of each sample, (n,) int32."""

@@ -64,6 +64,40 @@ def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(bits).permutation(n)
 
 
+def bucketed(order: np.ndarray, bucket: np.ndarray, each: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order cut into batches of one bucket each: those of an order that is walked.
+
+    A batch comes where the entry that fills it does; those that stay smaller come last, the larger
+    first.
+
+    Parameters
+    ----------
+    order
+        (n,) positions.
+    bucket
+        (n,) number of the bucket of each position, from 0.
+    each
+        Entries of a batch.
+
+    Returns
+    -------
+    order
+        (n,) int64, positions.
+    edges
+        (batches + 1,) int64: batch `i` is ``order[edges[i] : edges[i + 1]]``.
+    """
+    by = np.argsort(bucket[order], kind="stable")
+    sizes = np.bincount(bucket)
+    # the places in `by` where batches begin: every `each` from where a bucket does
+    cuts = [np.arange(end - n, end, each) for n, end in zip(sizes, np.cumsum(sizes), strict=True)]
+    start = np.concatenate([*cuts, np.empty(0, np.int64)]).astype(np.int64)
+    size = np.diff(np.append(start, len(by)))
+    rank = np.lexsort((by[start + size - 1], -size))
+    edges = np.append(0, np.cumsum(size[rank]))
+    where = np.repeat(start[rank] - edges[:-1], size[rank]) + np.arange(len(by))
+    return order[by[where]], edges
+
+
 def mixed(block: np.ndarray, mix: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return an order that reads block after block, `mix` of them at a time, thoroughly mixed.
 

@@ -125,7 +125,9 @@ def _indexes(
 
 
 def _check_window(window: Window) -> None:
-    numbers = {k: getattr(window, k) for k in ("size", "stride", "within", "crops", "dates")}
+    numbers = {
+        k: getattr(window, k) for k in ("size", "stride", "within", "crops", "dates", "bucket")
+    }
     for name, value in numbers.items():
         if value is not None and (isinstance(value, bool) or int(value) != value):
             raise CubeError(f"Window({name}={value!r}): a whole number")
@@ -134,6 +136,8 @@ def _check_window(window: Window) -> None:
             f"Window(size={window.size}, dates={window.dates}, crops={window.crops}): each is at "
             "least 1"
         )
+    if window.bucket is not None and window.bucket < 1:
+        raise CubeError(f"Window(bucket={window.bucket}): dates round up to a multiple, such as 4")
     if window.stride is not None and window.stride < 1:
         raise CubeError(
             f"Window(stride={window.stride}): windows of {window.cell} px would overlap by "

@@ -285,34 +285,66 @@ class Samples:
             ] or np.empty((0, 2), np.int64)
         return corners
 
-    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Return name -> (shape without the sample axis, dtype) of all that `read` returns."""
-        size = self.window.size
+    def buckets(self) -> np.ndarray:
+        """Return which row of `shapes` each sample has, (n,) int64."""
+        if self.window.bucket is None:
+            return np.zeros(len(self), np.int64)
+        _, numbers = np.unique(self._calendar.lengths(), axis=0, return_inverse=True)
+        return numbers.reshape(-1)
+
+    def shapes(self) -> pd.DataFrame:
+        """Return the numbers of steps that batches have: one row, or with ``Window.bucket`` some.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One column per clock, int: steps that its dates are padded to; and ``samples``, how
+            many are so. A model that is compiled for fixed shapes is compiled once for each row.
+        """
+        found, counts = np.unique(self._calendar.lengths(), axis=0, return_counts=True)
+        columns = dict(zip(self._calendar.most, found.T, strict=True))
+        return pd.DataFrame({**columns, "samples": counts})
+
+    def spec(self, rows: Any = None) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Return name -> (shape without the sample axis, dtype) of all that `read` returns.
+
+        Of the samples at `rows`; None: of any, the longest.
+        """
+        size, dates = self.window.size, self._calendar.most
+        if self.window.bucket is not None and rows is not None and len(rows):
+            lengths = self._calendar.lengths()[rows].max(axis=0).tolist()
+            dates = dict(zip(dates, lengths, strict=True))
         shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
         for name, layer in self.layers.items():
-            length = self._steps(name)
+            length = self._steps(name, dates)
             shapes[name] = ((length, layer.n_channels, size, size), np.dtype(layer.dtype))
         for clock in self.clocks:
-            shapes[f"{clock}/days"] = ((self._calendar.most[clock],), np.dtype(np.float64))
-            shapes[f"{clock}/present"] = ((self._calendar.most[clock],), np.dtype(bool))
+            shapes[f"{clock}/days"] = ((dates[clock],), np.dtype(np.float64))
+            shapes[f"{clock}/present"] = ((dates[clock],), np.dtype(bool))
         if any(s.track is not None for s in self.stores):
-            shapes["s1/track_of_date"] = ((self._calendar.most["s1"],), np.dtype(np.int16))
+            shapes["s1/track_of_date"] = ((dates["s1"],), np.dtype(np.int16))
         shapes["place"] = ((4,), np.dtype(np.int64))
         shapes["lonlat"] = ((2,), np.dtype(np.float64))
         return shapes
 
-    def _steps(self, name: str) -> int:
+    def _steps(self, name: str, dates: Mapping[str, int]) -> int:
         """Return the length of a layer's step axis in a batch."""
         entries = [s.entries[name] for s in self.stores if name in s.entries]
         if entries[0].clock is not None:
-            return max(self._calendar.most[e.clock] for e in entries if e.clock is not None)
+            return max(dates[e.clock] for e in entries if e.clock is not None)
         if entries[0].layer.stack_dim == "track":
             return max(e.length for e in entries)
         return 1
 
-    def empty(self, n: int) -> Read:
-        """Return uninitialised arrays that `read` can fill for `n` samples."""
-        return {k: np.empty((n, *shape), dtype) for k, (shape, dtype) in self.spec().items()}
+    def empty(self, rows: Any) -> Read:
+        """Return uninitialised arrays that `read` can fill with the samples at `rows`.
+
+        Or with so many of any kind, if it is a number; with ``Window.bucket`` shapes depend on
+        the samples.
+        """
+        some = None if isinstance(rows, int | np.integer) else rows
+        n = len(rows) if some is not None else int(rows)
+        return {k: np.empty((n, *shape), dtype) for k, (shape, dtype) in self.spec(some).items()}
 
     def read(
         self, rows: Any, out: Read | None = None, *, threads: int = 1, epoch: int | None = 0
@@ -352,8 +384,8 @@ class Samples:
         if threads < 1:
             raise CubeError(f"threads={threads}: 1 or more decode")
         if out is None:
-            out = self.empty(len(rows))
-        self._fits(out, len(rows))
+            out = self.empty(rows)
+        self._fits(out, rows)
         if threads == 1:
             for unit in self.units(rows, out, epoch=epoch):
                 unit()
@@ -369,7 +401,7 @@ class Samples:
         work, t = stream.Work(), self._table
         opened = self._opened(rows, out)
         present = [n for n in self.layers if n in out]
-        _blank(out)
+        stream.blank(out)
         last, picks = (-1, -1), dict[str, np.ndarray]()
         corners = self.places(rows, epoch=epoch)
         out["place"][...] = np.column_stack([t.store[rows], corners, t.id[rows]])
@@ -453,8 +485,9 @@ class Samples:
             raise CubeError(f"sample {bad[0]} does not exist; there are {len(self):,}, from 0")
         return rows
 
-    def _fits(self, out: Read, n: int) -> None:
-        for name, (shape, dtype) in self.spec().items():
+    def _fits(self, out: Read, rows: np.ndarray) -> None:
+        n = len(rows)
+        for name, (shape, dtype) in self.spec(rows).items():
             array = out.get(name)
             fits = array is not None and array.shape == (n, *shape) and array.dtype == dtype
             if array is None or not fits or not array.flags.c_contiguous:
@@ -464,12 +497,3 @@ class Samples:
                     f"out[{name!r}] must be {dtype} {(n, *shape)}, C-contiguous; got {found}: "
                     "use Samples.empty"
                 )
-
-
-def _blank(out: Read) -> None:
-    """Fill the columns of dates as if no sample had any."""
-    for name in out:
-        if name.endswith("/days"):
-            out[name][...] = np.nan
-        elif name.endswith(("/present", "/track_of_date")):
-            out[name][...] = 0 if name.endswith("/present") else -1

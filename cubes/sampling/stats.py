@@ -81,12 +81,13 @@ def stats(
     masks = {n: m for n in counted if (m := _mask_of(n, samples.layers)) is not None}
     mine = samples.select(dict.fromkeys([*counted, *masks.values()]))
     totals = {n: np.zeros((samples.layers[n].n_channels, BINS), np.int64) for n in counted}
-    lock, local = threading.Lock(), threading.local()
+    lock, local, buckets = threading.Lock(), threading.local(), mine.buckets()
 
     def count(row: int) -> None:
-        if not hasattr(local, "buffers"):
-            local.buffers = mine.empty(1)
-        read = mine.read([row], local.buffers, epoch=None)
+        buffers, bucket = local.__dict__.setdefault("buffers", {}), int(buckets[row])
+        if bucket not in buffers:
+            buffers[bucket] = mine.empty([row])
+        read = mine.read([row], buffers[bucket], epoch=None)
         store = mine.stores[int(read["place"][0, 0])]
         for name in counted:
             if name not in store.entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -117,3 +117,12 @@ def _overlaps(start: int, size: int, chunk: int) -> list[tuple[int, slice, slice
             )
         )
     return found
+
+
+def blank(out: Mapping[str, np.ndarray]) -> None:
+    """Fill the columns of dates as if no sample had any."""
+    for name in out:
+        if name.endswith("/days"):
+            out[name][...] = np.nan
+        elif name.endswith(("/present", "/track_of_date")):
+            out[name][...] = 0 if name.endswith("/present") else -1

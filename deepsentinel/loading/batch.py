@@ -14,6 +14,7 @@ import difflib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -91,7 +92,8 @@ class Stream:
     mix: int = 64
     """With ``shuffle="blocks"``: so many shards are mixed (docs/samples.md says how well)."""
     drop_last: bool = True
-    """Leave out the last batch where it would be smaller."""
+    """Leave out the last batch where it would be smaller; of every bucket (`Window.bucket`), whose
+    smaller batches otherwise come at the end."""
     rank: int = 0
     world: int = 1
     """Of how many processes this is which: ranks share out every global batch."""
@@ -172,13 +174,18 @@ class Loader:
         self._step = 0
         self._begun = False
         self._fingerprint = int(samples.sha256[:15], 16)
+        if how.drop_last and not len(self):
+            raise CubeError(
+                f"no bucket of these samples fills a batch of {batch_size} x {how.world} ranks: "
+                f"{samples.shapes().to_dict('records')}; take a smaller batch_size, a larger "
+                "Window(bucket=...), or Stream(drop_last=False)"
+            )
 
     def __len__(self) -> int:
         """Return the batches of an epoch (of this rank)."""
-        crops = self.samples.window.crops
-        each = self.batch_size * self.stream.world // crops
-        whole, rest = divmod(len(self.samples) // crops, each)
-        return whole + (not self.stream.drop_last and rest > self.stream.rank)
+        whole, rest = np.divmod(np.bincount(self._buckets), self._each)
+        last = 0 if self.stream.drop_last else int((rest > self.stream.rank).sum())
+        return int(whole.sum()) + last
 
     @property
     def memory(self) -> int:
@@ -196,28 +203,37 @@ class Loader:
     def rows(self, step: int) -> np.ndarray:
         """Return the positions of the samples of batch `step` of this epoch and rank, (B,)."""
         crops = self.samples.window.crops
-        each = self.batch_size * self.stream.world // crops
-        cells = self._order()[step * each : (step + 1) * each]
+        order, edges = self._batches()
+        cells = order[edges[step] : edges[step + 1]]
         # Striding gives every rank a share of the last, smaller batch too.
         mine = cells[self.stream.rank :: self.stream.world]
         # The crops of a cell stay together: what they share is decoded once a batch.
         rows: np.ndarray = (mine[:, None] * crops + np.arange(crops)).reshape(-1)
         return rows
 
-    def _order(self) -> np.ndarray:
-        """Return the order of this epoch, (cells,): of samples, or runs of a cell's crops."""
-        crops = self.samples.window.crops
-        n = len(self.samples) // crops
-        if not self.stream.shuffle:
-            return np.arange(n)
+    @property
+    def _each(self) -> int:
+        """Cells (samples, or runs of a cell's crops) of a batch of all ranks."""
+        return self.batch_size * self.stream.world // self.samples.window.crops
+
+    @cached_property
+    def _buckets(self) -> np.ndarray:
+        """Number of the shape of each cell, (cells,)."""
+        return self.samples.buckets()[:: self.samples.window.crops]
+
+    def _batches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of this epoch, (cells,), and the edges of its batches in it."""
         key = (self.seed, self.epoch)
-        cached: tuple[Any, np.ndarray] | None = self.__dict__.get("_cached")
+        cached: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = self.__dict__.get("_cached")
         if cached is None or cached[0] != key:
-            if self.stream.shuffle == "blocks":
-                order, _ = draws.mixed(self.samples.blocks()[::crops], self.stream.mix, *key)
+            n, how = len(self._buckets), self.stream
+            if how.shuffle == "blocks":
+                blocks = self.samples.blocks()[:: self.samples.window.crops]
+                order, _ = draws.mixed(blocks, how.mix, *key)
             else:
-                order = draws.shuffled(n, *key)
-            cached = self.__dict__["_cached"] = (key, order)
+                order = draws.shuffled(n, *key) if how.shuffle else np.arange(n)
+            cut = draws.bucketed(order, self._buckets, self._each)
+            cached = self.__dict__["_cached"] = (key, cut)
         return cached[1]
 
     def set_epoch(self, epoch: int) -> None:
@@ -329,7 +345,7 @@ class Loader:
         if step is None:
             return
         rows, draw = self.rows(step), self._draw()
-        lease = ring.take(len(rows))
+        lease = ring.take(rows)
         units: Callable[[], list[Callable[[], None]]] = lambda: self.samples.units(  # noqa: E731
             rows, lease.arrays, epoch=draw
         )

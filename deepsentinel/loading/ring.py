@@ -15,12 +15,12 @@ from cubes.sampling.sampleset import Samples
 class Lease:
     """Buffers lent to one batch: they return to the ring when its last tensor is gone."""
 
-    def __init__(self, ring: Ring, slot: np.ndarray, n: int) -> None:
-        self._ring, self.slot, self.n = ring, slot, n
+    def __init__(self, ring: Ring, slot: np.ndarray, rows: np.ndarray) -> None:
+        self._ring, self.slot = ring, slot
         owner = _Owner(slot)
         weakref.finalize(owner, ring.free.append, slot).atexit = False
         raw = np.asarray(owner)
-        self.arrays = ring.views(raw, n)
+        self.arrays = ring.views(raw, rows)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the buffers as tensors (no copy)."""
@@ -43,13 +43,13 @@ class Ring:
     """
 
     def __init__(self, samples: Samples, batch_size: int, *, pinned: bool = False) -> None:
-        self.spec = samples.spec()
+        self._samples, self.spec = samples, samples.spec()
         self.batch_size, self.pinned = batch_size, pinned
         self.free: deque[np.ndarray] = deque()
         self.size = sum(_padded(s, d, batch_size) for s, d in self.spec.values())
 
-    def take(self, n: int) -> Lease:
-        """Return buffers for a batch of `n`."""
+    def take(self, rows: np.ndarray) -> Lease:
+        """Return buffers for the batch of the samples at `rows`."""
         try:
             slot = self.free.popleft()
         except IndexError:
@@ -57,12 +57,14 @@ class Ring:
                 slot = torch.empty(self.size, dtype=torch.uint8, pin_memory=True).numpy()
             else:  # NumPy asks for huge pages, torch does not: fewer TLB misses while decoding
                 slot = np.empty(self.size, np.uint8)
-        return Lease(self, slot, n)
+        return Lease(self, slot, rows)
 
-    def views(self, raw: np.ndarray, n: int) -> dict[str, np.ndarray]:
-        """Return the named arrays that lie in a slot."""
-        out, start = {}, 0
-        for name, (shape, dtype) in self.spec.items():
+    def views(self, raw: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the named arrays that lie in a slot, for the samples at `rows`."""
+        out, start, n = {}, 0, len(rows)
+        bucketed = self._samples.window.bucket is not None
+        spec = self._samples.spec(rows) if bucketed else self.spec
+        for name, (shape, dtype) in spec.items():
             size = n * int(np.prod(shape)) * dtype.itemsize
             out[name] = raw[start : start + size].view(dtype).reshape(n, *shape)
             start += _padded(shape, dtype, self.batch_size)

@@ -141,7 +141,7 @@ class _Decoder(Dataset[int]):
             read = self.samples.read(rows, threads=self.threads, epoch=epoch)
             return {k: torch.from_numpy(v) for k, v in read.items()}
         views = self.__dict__.setdefault("views", Ring(self.samples, self.batch_size)).views
-        arrays = views(self.slots[slot].numpy(), len(rows))
+        arrays = views(self.slots[slot].numpy(), rows)
         self.samples.read(rows, arrays, threads=self.threads, epoch=epoch)
         return None
 
@@ -189,7 +189,7 @@ class Workers:
         # Workers have finished what an interrupted pass left them: the DataLoader saw to it.
         self._lent = []
         for rows, epoch in self._order:
-            lease = self._ring.take(len(rows)) if self._ring.free else None
+            lease = self._ring.take(rows) if self._ring.free else None
             self._lent.append(lease)
             number = -1 if lease is None else self._number[lease.slot.ctypes.data]
             yield number, rows, epoch
