@@ -8,6 +8,11 @@ The road::
     parts = cubes.split(samples)                                       # by spatial block
     statistics = cubes.stats(parts["train"])
 
+What lies in rooms of its own: `cubes.radar` (coherence, incidence, layover and shadow, filters),
+`cubes.files` (OPERA CSLC-S1 and RTC-S1, HyP3, annotation, GeoTIFF), `cubes.optical` (composites,
+NBAR), `cubes.names` (product ids), `cubes.series` and `cubes.runs` (which acquisitions belong
+together), `cubes.places` (points and patches), `cubes.sen12ts` (triplets), `cubes.corpora`.
+
 Names are resolved on first use: importing this package loads neither rasterio nor pystac-client.
 """
 

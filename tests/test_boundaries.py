@@ -51,7 +51,7 @@ CUBES: dict[str, tuple[str, ...]] = {
         "opened", "verbs",
     ),
     "sen12ts": (),
-    "fields": ("vectors", "polygons", "extract"),
+    "fields": ("vectors", "polygons", "writing", "extract"),
     "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "fetching", "gathering", "foretelling"),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",

@@ -25,6 +25,7 @@ import xarray as xr
 from cubes import physics, registry, series
 from cubes.fields.polygons import Fields, Floats, Ints, Members, on_grid, summary
 from cubes.fields.vectors import grid_of
+from cubes.fields.writing import write_tables
 from cubes.store import verbs as store
 from cubes.types import CubeError, Layer
 
@@ -431,7 +432,9 @@ def extract(
         Sorted by field as given, then layer, channel and step. With `path`: one row per field,
         ``field`` and ``pixels``; the file is sorted by layer and holds the fields in the order in
         which they were done. In both, ``attrs["unmatched"]`` lists the fields that touch the grid
-        but hold no pixel centre, and ``attrs["clipped"]`` those that reach beyond it.
+        but hold no pixel centre, ``attrs["clipped"]`` those that reach beyond it, and ``units``
+        (of ``mean``, by layer), ``crs`` (of the grid) and ``buffer`` say what the numbers are; a
+        file has all of them too: ``pandas.read_parquet(path).attrs``.
 
     Raises
     ------
@@ -460,9 +463,16 @@ def extract(
         out = pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=list(COLUMNS))
         out = _sorted(out, fields, names)
     else:
-        _write(tables(), Path(path))
         out = found
-    out.attrs = {**found.attrs, "buffer": buffer}
+    crs = fields.box.crs
+    code = crs.epsg if crs is not None else None
+    told = {
+        "units": {n: _units(tree, n) for n in names},
+        "crs": f"EPSG:{code}" if code else str(crs),
+    }
+    out.attrs = {**found.attrs, "buffer": buffer, **told}
+    if path is not None:
+        write_tables(tables(), Path(path), {str(k): v for k, v in out.attrs.items()})
     return out
 
 
@@ -478,23 +488,9 @@ def _sorted(table: pd.DataFrame, fields: Fields, names: Sequence[str]) -> pd.Dat
     return table.iloc[order].reset_index(drop=True)
 
 
-def _write(tables: Iterator[pd.DataFrame], path: Path) -> None:
-    """Write tables as row groups of one Parquet file, which appears once it is whole."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    partial_path = path.with_name(f".{path.name}.partial")
-    writer: Any = None
-    try:
-        for table in tables:
-            rows = pa.Table.from_pandas(table, preserve_index=False)
-            if writer is None:
-                writer = parquet.ParquetWriter(partial_path, rows.schema, compression="zstd")
-            writer.write_table(rows.cast(writer.schema))
-        if writer is not None:
-            writer.close()
-            partial_path.replace(path)
-    finally:
-        if writer is not None:
-            writer.close()
-        partial_path.unlink(missing_ok=True)
+def _units(tree: xr.DataTree, name: str) -> str:
+    """Return the units of ``mean`` of a layer: those it states, shares of classes "1"."""
+    group, variable = name.split("/")
+    data = tree[group].to_dataset()[variable]
+    layer = registry.layers().get(name) or _guessed(name, data)
+    return "1" if layer.kind in ("class", "mask") else str(data.attrs.get("units", ""))

@@ -109,7 +109,8 @@ def read_vectors(vectors: Any, box: GeoBox) -> Any:
             "to GeoParquet or GeoPackage (for shapely geometries: geopandas.GeoSeries(..., crs=))"
         )
     if table.crs is None:
-        raise CubeError("the vector table has no CRS; set the one it is in with .set_crs(...)")
+        named = os.fspath(vectors) if isinstance(vectors, str | os.PathLike) else "the vector table"
+        raise CubeError(f"{named} has no CRS; read it and set the one it is in, .set_crs(...)")
     table = table[~(table.geometry.isna() | table.geometry.is_empty)]
     table = _near(table, box)
     return _reprojected(table, box)

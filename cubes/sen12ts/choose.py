@@ -157,7 +157,8 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
     DataFrame
         ``name`` (file name), ``place``, ``tile`` (first row, first column, edge in pixels),
         ``track``, ``s1`` and ``pairs`` (places along time and pair, newest first), ``s2`` (place
-        along time), ``gap`` (Timedelta by calendar date), ``season``.
+        along time), ``gap`` (Timedelta by calendar date), ``season``; ``attrs["why"]`` says how
+        many each part of the rule left, in the order in which they are asked.
 
     Raises
     ------
@@ -170,9 +171,10 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
         return _named(cube, [str(n) for n in cube.attrs[FILES]])
     rule = rule or Rule()
     found = candidates(cube, rule)
-    out = []
+    out, tried = [], 0
     for tile in _tiles(cube, rule.size):
         valid = _Valid(cube=cube, tile=tile, rule=rule)
+        tried += len(found)
         place = _place(tile_geobox(cube, tile))
         for row in valid.within(found).to_dict("records"):
             name = names.Sen12tsPair(
@@ -185,7 +187,13 @@ def series(cube: xr.DataTree | str | os.PathLike[str], rule: Rule | None = None)
     if rule.per_season is not None and len(table):
         table = runs.cap(table, rule.per_season, by=("place", "season"), seed=rule.seed)
     keep = ["name", "place", "tile", "track", "s1", "pairs", "s2", "gap", "season"]
-    return table[keep].reset_index(drop=True)
+    kept = table[keep].reset_index(drop=True)
+    kept.attrs["why"] = (
+        f"{found.attrs['why']}; on all tiles together {len(out)} of {tried} miss at most "
+        f"{100 * rule.max_invalid:g} % of the pixels of a layer (max_invalid); {len(kept)} stay "
+        f"with at most {rule.per_season} a tile and season (per_season)"
+    )
+    return kept
 
 
 def candidates(cube: xr.DataTree, rule: Rule) -> pd.DataFrame:
@@ -226,7 +234,14 @@ def candidates(cube: xr.DataTree, rule: Rule) -> pd.DataFrame:
         })  # fmt: skip
     columns = ["track", "end", "date", "relative_orbit", "orbit_state", "s1", "pairs", "s2", "gap"]
     table = pd.DataFrame(out, columns=columns)
-    return table.assign(season=runs.season(pd.to_datetime(table["date"])))
+    table = table.assign(season=runs.season(pd.to_datetime(table["date"])))
+    table.attrs["why"] = (
+        f"{s1.sizes['time']} radar dates and {len(pairs)} 12-day pairs make {len(found)} series of "
+        f"{DATES}; {len(optical)} of {len(dates)} Sentinel-2 scenes have at most "
+        f"{rule.max_cloud} % cloud (max_cloud); {len(table)} of the series end within "
+        f"{rule.max_gap} days of one (max_gap)"
+    )
+    return table
 
 
 def _named(cube: xr.DataTree, published: Sequence[str]) -> pd.DataFrame:
