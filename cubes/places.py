@@ -20,6 +20,7 @@ from shapely.geometry.base import BaseGeometry
 from cubes import registry
 from cubes.bounds import cut_at_180, outline
 from cubes.grid import as_aoi
+from cubes.times import time_range
 from cubes.types import AOI, CubeError, Grid
 from cubes.zones import by_zone_of
 
@@ -129,15 +130,33 @@ def land(within: Any = None) -> BaseGeometry:
     return found
 
 
-def windows(time: tuple[Any, Any], length: str = "12D") -> list[tuple[pd.Timestamp, pd.Timestamp]]:
+def windows(time: Any, length: str = "12D") -> list[tuple[pd.Timestamp, pd.Timestamp]]:
     """Return the whole windows of `length` that fit in a time range, first to last.
+
+    One rule for every sampling by time: a last day counts whole (`cubes.times.time_range`), so that
+    2019-08-01 to 2019-09-17 are 48 days and 4 windows of 12; windows begin at the start and lie end
+    to end; what is left of the range after the last whole one is in none, because as many points
+    in a shorter window would be denser in time.
+
+    Parameters
+    ----------
+    time : tuple or str
+        A range in any form that `cubes.times.time_range` takes.
+    length : str
+        Of a window.
+
+    Returns
+    -------
+    list of (Timestamp, Timestamp)
+        First moment, and the first after it; UTC, no zone.
 
     Raises
     ------
     CubeError
-        Reversed, or shorter than one window.
+        Reversed, no time range, or shorter than one window.
     """
-    start, stop = (pd.Timestamp(t) for t in time)
+    # a range ends with its last microsecond, a window with the first moment after it
+    start, stop = (pd.Timestamp(t).ceil("s") for t in time_range(time))
     step = pd.Timedelta(length)
     if step <= pd.Timedelta(0):
         raise CubeError(f"a window of {length!r} must be positive")
@@ -167,7 +186,8 @@ def points(
     seed : int
         The same seed gives the same points.
     time : (start, end), optional
-        Cut into whole windows of `window`; the first ``n mod windows`` of them get one point more.
+        Cut into whole windows of `window` as `windows` does; the first ``n mod windows`` of them
+        get one point more.
     within : optional
         See `land`; strata are drawn by calling once per stratum: with one seed, the draws in two
         areas are independent of each other.

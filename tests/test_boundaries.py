@@ -33,6 +33,7 @@ CUBES: dict[str, tuple[str, ...]] = {
     "series": (),
     "runs": (),
     "zones": (),
+    "times": (),
     "places": (),
     "schema": (),
     "steps": (),
@@ -52,7 +53,10 @@ CUBES: dict[str, tuple[str, ...]] = {
     ),
     "sen12ts": (),
     "fields": ("vectors", "polygons", "writing", "extract"),
-    "corpora": ("remote", "card", "stacdocs", "corpus", "publishing", "fetching", "gathering", "foretelling"),
+    "corpora": (
+        "remote", "card", "stacdocs", "corpus", "publishing", "fetching",
+        "recipes", "gathering", "foretelling",
+    ),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
         "calendar", "sampleset", "areas", "splits", "rules", "samples", "choosing", "stats", "withhold",

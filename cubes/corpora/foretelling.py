@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from cubes import grid, places, registry
-from cubes.corpora.gathering import Recipe, recipe
-from cubes.request import time_range
+from cubes.corpora.recipes import Recipe, recipe, there
+from cubes.times import time_range
 from cubes.types import CubeError
 
 REPEAT_DAYS = 12
@@ -33,6 +33,8 @@ class Foretold:
     time: tuple[str, str]
     dates: int
     """Of each sensor and patch, at most: every 12 days of one track, or one pair."""
+    labels: tuple[str, ...]
+    """Layers of labels, by where the area lies."""
     gib: float
     """Stored numbers before compression, if every patch has that many dates."""
     folder: Path
@@ -41,10 +43,12 @@ class Foretold:
         """Return it in words."""
         first, last = (t[:10] for t in self.time)
         each = "1 pair of dates" if self.dates == 1 else f"about {self.dates} dates a track"
+        labels = ", ".join(name.removeprefix("labels/") for name in self.labels) or "none"
         return (
             f"{self.recipe} for {self.where}: {self.patches:,} {self.kind} of "
-            f"{self.edge / 1000:g} km, {first} to {last}, {each}, about {self.gib:,.2g} GiB before "
-            f"compression for one track; cubes go into {self.folder / 'cubes'}"
+            f"{self.edge / 1000:g} km, {first} to {last}, {each}, labels: {labels}, about "
+            f"{self.gib:,.2g} GiB before compression for one track; cubes go into "
+            f"{self.folder / 'cubes'}"
         )
 
 
@@ -60,6 +64,7 @@ def foretell(
     """
     made = recipe(name)
     where = None if area is None else grid.as_aoi(area)
+    made = there(made, where)
     if made.where == "cover":
         if where is None:
             raise CubeError(f"recipe {made.name!r} covers an area: name one, such as 'california'")
@@ -82,6 +87,7 @@ def foretell(
         edge=made.edge,
         time=(first, last),
         dates=dates,
+        labels=tuple(layer for layer in made.layers if layer.startswith("labels/")),
         gib=size * count / 2**30,
         folder=Path(out),
     )

@@ -7,125 +7,30 @@ keeps one pair each. What is found, and why a patch has nothing, stands in a tab
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import traceback
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from cubes import grid, places, registry, runs, sen12ts
+from cubes.corpora.recipes import RECIPES, Recipe, recipe, there
 from cubes.cube import open_plan
 from cubes.errors import NothingFound
-from cubes.request import Request, time_range
+from cubes.request import Request
 from cubes.stac import search
 from cubes.steps import picked
 from cubes.store import verbs as store
+from cubes.times import time_range
 from cubes.types import AOI, Catalog, CubeError, Grid, Plan, Progress
 
 MATCHED, UNMATCHED, FAILED = "matched", "unmatched", "failed"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Recipe:
-    """How a corpus is gathered."""
-
-    name: str
-    layers: tuple[str, ...]
-    bands: tuple[str, ...]
-    time: tuple[str, str]
-    """Default period, ISO 8601, UTC."""
-    where: Literal["cover", "points"]
-    """Cells that cover the area, or points drawn in it, equally many per window of 12 days."""
-    edge: float
-    """Edge of a cell, or of the square around a point, metres."""
-    min_share: float = 0.01
-    """Of a cell that the area must cover: slivers along borders are left out."""
-    points: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Area by name -> the label layer that stands in place of the recipe's there."""
-    rule: sen12ts.Rule | None = None
-    """Rule of the series (SEN12TS); None: one pair of dates, drawn at random."""
-    max_gap: str = "3D"
-    """Of a pair."""
-    seed: int = 0
-    """Of points, pairs and caps."""
-
-
-_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            name="sen12ts",
-            layers=(
-                "s1/backscatter", "s1/incidence", "s1/layover_shadow", "insar/coherence",
-                "insar/phase", "s2/reflectance", "s2/scl", "s2/clear", "terrain/elevation",
-                "labels/worldcover",
-            ),
-            bands=_BANDS,
-            time=("2020-01-01", "2020-12-31"),
-            where="cover",
-            edge=20_480.0,
-            labels={
-                "california": "labels/cdl", "central-valley": "labels/cdl", "iowa": "labels/cdl",
-                "catalonia": "labels/sigpac",
-            },
-            rule=sen12ts.Rule(),
-        ),
-        Recipe(
-            name="deepsentinel-1k",
-            layers=("s1/backscatter", "s2/reflectance", "s2/scl", "s2/clear"),
-            bands=_BANDS,
-            time=("2019-08-01", "2019-09-17"),
-            where="points",
-            edge=2_560.0,
-            points=1_000,
-        ),
-    )
-}  # fmt: skip
-"""Name -> recipe. A cell of SEN12TS holds 8 x 8 of its tiles: dates that they share stand once."""
-
-
-def recipe(name: str | Recipe, *, without: Sequence[str] = (), **changes: Any) -> Recipe:
-    """Return a recipe by name, or as it is, without some layers and with some fields replaced.
-
-    Raises
-    ------
-    CubeError
-        No such recipe; a layer that it has not, or that its dates are chosen by.
-    """
-    if isinstance(name, str) and name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise CubeError(f"unknown recipe {name!r}{hint} Known: {', '.join(RECIPES)}")
-    made = RECIPES[name] if isinstance(name, str) else name
-    for layer in without:
-        if layer not in made.layers:
-            raise CubeError(
-                f"recipe {made.name!r} has no layer {layer!r}: {', '.join(made.layers)}"
-            )
-        if layer in ("s1/backscatter", "s2/reflectance") or layer.startswith("insar/"):
-            raise CubeError(
-                f"recipe {made.name!r} chooses its dates by {layer!r}: it must be there"
-            )
-    layers = tuple(layer for layer in made.layers if layer not in without)
-    return replace(made, layers=layers, **changes)
-
-
-def _there(made: Recipe, area: AOI | None) -> Recipe:
-    """Return the recipe with the label layer of an area."""
-    own = made.labels.get(area.name) if area is not None else None
-    if own is None or own in made.layers:
-        return made
-    layers = tuple(own if layer == "labels/worldcover" else layer for layer in made.layers)
-    return replace(made, layers=layers)
 
 
 def lacking(made: Recipe, catalog: Catalog, area: AOI | None = None) -> dict[str, str]:
@@ -203,7 +108,7 @@ def gather(
     if area is None and made.where == "cover":
         raise CubeError(f"recipe {made.name!r} covers an area: name one, such as 'california'")
     where = None if area is None else grid.as_aoi(area)
-    made = _there(made, where)
+    made = there(made, where)
     if lost := lacking(made, source, where):
         said = "; ".join(f"{layer}: {why}" for layer, why in lost.items())
         raise CubeError(
@@ -360,9 +265,7 @@ class _Gathering:
         import shapely
 
         within = None if area is None else shapely.from_wkt(area.wkt)
-        start, end = time_range(self.recipe.time)
-        open_end = pd.Timestamp(end).ceil("s").isoformat()
-        spans = places.windows((start, open_end))
+        spans = places.windows(self.recipe.time)
         found = 0
         for number, span in enumerate(spans):
             # as many as the whole recipe draws: fewer are the first of the same

@@ -134,7 +134,7 @@ def _named(where: str | None) -> str:
 
 def _gather(options: argparse.Namespace) -> int:
     import cubes
-    from cubes.corpora import foretelling, gathering
+    from cubes.corpora import foretelling, gathering, recipes
 
     changes: dict[str, Any] = {"seed": options.seed, "without": options.without}
     if options.time is not None:
@@ -155,7 +155,7 @@ def _gather(options: argparse.Namespace) -> int:
     if options.fit or options.force:
         raise cubes.CubeError("--fit and --force have no effect with --like")
     out = options.out or folder or Path(f"{options.like}-{_named(where)}")
-    made, place = gathering.recipe(options.like, **changes), area(where) if where else None
+    made, place = recipes.recipe(options.like, **changes), area(where) if where else None
     source = _catalog(options)
     print(foretelling.foretell(made, place, out, limit=options.limit), file=sys.stderr)
     if options.dry_run:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import cubes
-from cubes import sen12ts, worlds
-from cubes.corpora import gathering
+from cubes import grid, sen12ts, worlds
+from cubes.corpora import foretelling, gathering
 from cubes.store import verbs as store
 from cubes.types import Catalog, CubeError
 
@@ -63,6 +65,11 @@ def test_sen12ts_from_search_to_triplets(
             len(written[written["name"].str.contains("s1date")]["name"].unique()) == row["series"]
         )
         seasons = sen12ts.series(row["store"], RULE)
+        assert f"; {len(seasons)} stay with at most 4 a tile and season" in seasons.attrs["why"]
+        none = sen12ts.series(row["store"], replace(RULE, max_cloud=-1))
+        assert none.empty
+        assert re.search(r"; 0 of \d+ Sentinel-2 scenes have .* -1 % cloud", none.attrs["why"])
+        assert "0 of the series end within" in none.attrs["why"]
         assert (seasons.groupby(["place", "season"]).size() <= 4).all()
 
 
@@ -218,6 +225,35 @@ def test_areas_have_their_own_labels(tmp_path: Path) -> None:
         lacks = rf"for {area}: .*labels/{label}: the catalogue has no such"
         with pytest.raises(CubeError, match=lacks):
             gathering.gather("sen12ts", area, tmp_path, catalog="earth-search")
+
+
+@pytest.mark.parametrize(
+    ("area", "label"),
+    [
+        ((-93.2, 41.9, -93.1, 42.0), "cdl"),  # a box in Iowa, under no name
+        ("iowa", "cdl"),
+        ("central-valley", "cdl"),
+        ("california", "cdl"),
+        ((-124.6, 40.3, -124.0, 40.5), "cdl"),  # half of it sea
+        ((1.0, 41.5, 1.2, 41.6), "sigpac"),
+        ("catalonia", "sigpac"),
+        ((2.0, 48.0, 2.1, 48.1), "worldcover"),  # France
+        ((-4.0, 40.0, -3.9, 40.1), "worldcover"),  # Spain, not Catalonia
+        ((-150.0, 64.0, -149.0, 65.0), "worldcover"),  # Alaska has no CDL
+        ((-98.0, 48.5, -97.0, 52.0), "worldcover"),  # more of Canada than of the United States
+        ("uganda", "worldcover"),
+    ],
+)  # fmt: skip
+def test_labels_go_by_place_and_are_told_before(area: Any, label: str, tmp_path: Path) -> None:
+    made = gathering.recipe("sen12ts")
+    where = grid.as_aoi(area)
+    found = [n for n in gathering.there(made, where).layers if n.startswith("labels/")]
+    assert found == [f"labels/{label}"]
+    if not isinstance(area, str):  # named areas have thousands of cells
+        told = foretelling.foretell(made, area, tmp_path)
+        assert f"labels: {label}," in str(told)
+    without = gathering.recipe("sen12ts", without=["labels/worldcover"])
+    assert gathering.there(without, where) is without
 
 
 def test_patches_without_a_match_say_why(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -99,9 +100,34 @@ def test_equal_counts_per_window_and_exactly_n() -> None:
     table = places.points(100, seed=4, time=("2019-08-01", "2019-09-17"))
     counts = table.groupby("start").size()
     assert counts.sum() == 100
-    assert len(counts) == 3  # whole 12-day windows
-    assert set(counts) == {33, 34}
+    assert len(counts) == 4  # 48 days: the last one counts
+    assert set(counts) == {25}
     assert ((table["end"] - table["start"]) == pd.Timedelta("12D")).all()
+
+
+@pytest.mark.parametrize(
+    ("time", "count", "end"),
+    [
+        (("2019-08-01", "2019-09-17"), 4, "2019-09-18"),
+        ("2019-08-01/2019-09-17", 4, "2019-09-18"),
+        (("2019-08-01", "2019-09-18"), 4, "2019-09-18"),
+        (("2019-08-01", "2019-09-16"), 3, "2019-09-06"),
+        (("2019-08-01T00:00:00", "2019-09-17T00:00:00"), 3, "2019-09-06"),
+        (("2019-08-01T00:00:00Z", "2019-09-18T00:00:00Z"), 4, "2019-09-18"),
+        ("2020", 30, "2020-12-26"),
+    ],
+)  # fmt: skip
+def test_a_last_day_counts_whole(time: object, count: int, end: str) -> None:
+    found = places.windows(time)
+    assert len(found) == count
+    assert found[-1][1] == pd.Timestamp(end)
+    assert all(b - a == pd.Timedelta("12D") for a, b in found)
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(found))
+
+
+def test_a_range_without_a_window_is_refused() -> None:
+    with pytest.raises(CubeError, match="holds no window"):
+        places.windows(("2019-08-01", "2019-08-11"))
 
 
 def test_seeds_decide() -> None:

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 import cubes
-from cubes.request import Request, time_range
+from cubes.request import Request
 from cubes.stac.items import interval
+from cubes.times import time_range
 from cubes.types import Access, Catalog, CubeError, Grid, Product
 
 AREA = (5.0, 50.0, 5.1, 50.1)
