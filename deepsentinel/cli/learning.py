@@ -49,12 +49,8 @@ def _stats(options: argparse.Namespace) -> None:
     asked = flags(options)
     samples = planned(options.stores, asked)
     if not options.all:
-        try:
-            samples = divided(samples, asked)["train"]
-        except cubes.CubeError as error:
-            raise cubes.CubeError(
-                f"{error}. Of all samples, where none of them will be tested on: --all"
-            ) from None
+        way_out = "Of all samples, where none of them will be tested on: --all"
+        samples = divided(samples, asked, way_out=way_out)["train"]
     statistics = cubes.stats(samples)
     if options.out:
         options.out.write_text(json.dumps(statistics.to_dict(), default=str), encoding="utf-8")

@@ -86,21 +86,27 @@ def planned(stores: Sequence[Path | str], asked: Flags) -> Samples:
     )
 
 
-def divided(samples: Samples, asked: Flags) -> dict[str, Samples]:
-    """Return the samples by split."""
+def divided(samples: Samples, asked: Flags, *, way_out: str = "") -> dict[str, Samples]:
+    """Return the samples by split; `way_out` says what to do where they cannot be divided."""
     import cubes
 
     block, buffer = asked["block"], asked["buffer"]
     if asked["by"] == "time":  # lengths of time, which the flags give in days
         block, buffer = (None if v is None else f"{v}D" for v in (block, buffer))
-    return cubes.split(
-        samples,
-        by=asked["by"],
-        block=block,
-        buffer=buffer,
-        fractions=_fractions(asked["fractions"]),
-        seed=asked["split_seed"],
-    )
+    fractions = _fractions(asked["fractions"])
+    try:
+        return cubes.split(
+            samples,
+            by=asked["by"],
+            block=block,
+            buffer=buffer,
+            fractions=fractions,
+            seed=asked["split_seed"],
+        )
+    except cubes.CubeError as error:
+        if not way_out:
+            raise
+        raise cubes.CubeError(f"{error}. {way_out}") from None
 
 
 def _fractions(text: str) -> tuple[float, ...]:
