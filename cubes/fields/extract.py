@@ -466,7 +466,7 @@ def extract(
         out = found
     crs = fields.box.crs
     code = crs.epsg if crs is not None else None
-    told = {
+    told: dict[Any, Any] = {
         "units": {n: _units(tree, n) for n in names},
         "crs": f"EPSG:{code}" if code else str(crs),
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -106,6 +107,12 @@ def plan(
 def _indexes(
     stores: str | Path | Sequence[str | Path] | Corpus, storage: Storage | None
 ) -> list[StoreIndex]:
+    given: Any = stores  # what the types rule out is what people try
+    if isinstance(given, xr.DataTree | xr.Dataset):
+        raise CubeError(
+            "samples are planned on stores: write the cube with cubes.write(request, 'area.zarr') "
+            "and plan on that path"
+        )
     if not isinstance(stores, Corpus):
         paths = [stores] if isinstance(stores, str | Path) else list(stores)
         if not paths:

@@ -160,6 +160,18 @@ def test_streamed_parquet_equals_the_table(whole, table: pd.DataFrame, tmp_path:
     assert [p.name for p in tmp_path.iterdir()] == ["series.parquet"]
 
 
+def test_the_file_says_what_its_numbers_are(whole, tmp_path: Path) -> None:
+    path = tmp_path / "series.parquet"
+    speck = shapely.Polygon([(600101, 4999501), (600103, 4999501), (600102, 4999502)])
+    shapes = {**FIELDS, "speck": speck}
+    summary = fields.extract(whole[0], _polygons(shapes), field="id", path=path, buffer=-0.1)
+    for attrs in (pd.read_parquet(path).attrs, summary.attrs):
+        assert attrs["units"]["s1/backscatter"] == "dB"
+        assert attrs["crs"] == str(cubes.load_plan(whole[0]).geobox.crs)
+        assert attrs["buffer"] == -0.1
+        assert attrs["unmatched"] == ["speck"]
+
+
 def test_a_failed_stream_leaves_no_file(whole, tmp_path: Path, monkeypatch) -> None:
     def fail(*args):
         raise OSError("disk on fire")

@@ -489,6 +489,13 @@ def test_split_by_time_and_area(cube: Any, tmp_path: Path) -> None:
     assert len(found["train"]) == len(found["test"]) == 1
 
 
+def test_a_cube_in_hand_is_no_store(cube: Any) -> None:
+    import cubes
+
+    with pytest.raises(CubeError, match="planned on stores: write the cube"):
+        plan(cubes.open(cube[0]))  # type: ignore[arg-type]
+
+
 def test_areas_are_places_not_names_of_files(tmp_path: Path) -> None:
     """Three places of a file called aoi.geojson, one of them in two cubes of other years."""
     paths = []

@@ -133,6 +133,9 @@ def test_files_equal_tables(tmp_path: Path, suffix: str) -> None:
 def test_bad_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(cubes.CubeError, match="no CRS"):
         _rasterise(gpd.GeoDataFrame({"code": [10]}, geometry=[LEFT]))
+    gpd.GeoDataFrame({"code": [10]}, geometry=[LEFT]).to_parquet(tmp_path / "bare.parquet")
+    with pytest.raises(cubes.CubeError, match=r"bare\.parquet has no CRS"):
+        _rasterise(tmp_path / "bare.parquet")
     with pytest.raises(cubes.CubeError, match="holds Point"):
         _rasterise(_table([10], [shapely.Point(600100, 4999500)]))
     with pytest.raises(cubes.CubeError, match="no such file"):
