@@ -1,4 +1,4 @@
-"""Time ranges as a person writes them: one rule for what their ends mean."""
+"""Times as a person writes them: what the ends of a range mean, and what is near to a day."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cubes.types import CubeError
@@ -69,3 +70,47 @@ def _moment(value: Any, *, end: bool) -> pd.Timestamp:
     if end and not isinstance(value, str) and moment == moment.normalize():
         return moment + pd.Timedelta("1D") - pd.Timedelta("1ns")
     return moment
+
+
+def read_as(kind: Any, value: Any, example: str) -> Any:
+    """Return a value as `kind` (Timestamp or Timedelta).
+
+    Raises
+    ------
+    CubeError
+        It is none.
+    """
+    try:
+        found = kind(value)
+    except (TypeError, ValueError):
+        found = pd.NaT
+    if pd.isna(found):
+        raise CubeError(f"cannot read {value!r} as a {kind.__name__}; give one such as {example}")
+    return found
+
+
+def days_from(moments: pd.Index[Any], date: Any) -> tuple[pd.Timestamp, npt.NDArray[np.float64]]:
+    """Return what `date` means, UTC without a zone, and the days from it to each moment.
+
+    A day means all of it: every moment of that day is at distance 0, and others are whole days
+    away by the calendar. With a time of day the distance is exact. As in `time_range` a datetime at
+    midnight stands for its day, a text with a time of day for that moment.
+
+    Parameters
+    ----------
+    moments : Index
+        Times, UTC without a zone.
+    date : date, datetime, Timestamp or str
+        The day or moment.
+
+    Raises
+    ------
+    CubeError
+        It is no date.
+    """
+    aim = read_as(pd.Timestamp, date, "'2021-06-15'")
+    aim = aim if aim.tzinfo is None else aim.tz_convert(None)
+    timed = ":" in date if isinstance(date, str) else aim != aim.normalize()
+    given = pd.DatetimeIndex(moments)
+    away = (given if timed else given.normalize()) - aim
+    return aim, np.asarray(away / pd.Timedelta("1D"), np.float64)

@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from cubes import physics, registry
+from cubes.times import days_from, read_as
 from cubes.types import ClearPolicy, CubeError, Layer
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -241,7 +242,7 @@ def nearest(
     cube : DataTree
         A cube.
     date : date or str
-        The day aimed at.
+        The day aimed at, whole: all of its dates are at distance 0. With a time of day that moment.
     max_gap : str, optional
         Longest distance in time, such as ``30D``; beyond it a pixel stays NaN.
     mask : DataArray or ClearPolicy, optional
@@ -253,8 +254,8 @@ def nearest(
     -------
     xarray.Dataset
         The layer's variable, ``(band, y, x)``, float32, NaN where no date is usable; ``day``,
-        ``(y, x)``, float32, days from `date` (negative: before). Of two dates equally far the
-        earlier one.
+        ``(y, x)``, float32, days from `date` (negative: before; whole where it is a day). Of two
+        dates equally far the earlier one.
 
     Raises
     ------
@@ -262,10 +263,9 @@ def nearest(
         See `usable`; no date within `max_gap`; what is no date or no length of time.
     """
     data, good, row = _inputs(cube, layer, mask)
-    day = _day(date)
-    days = _days(data, day)
+    day, days = days_from(data.indexes["time"], date)
     if max_gap is not None:
-        limit = _read(pd.Timedelta, max_gap, "'30D'") / pd.Timedelta("1D")
+        limit = read_as(pd.Timedelta, max_gap, "'30D'") / pd.Timedelta("1D")
         if not (np.abs(days) <= limit).any():
             raise CubeError(f"no date of {layer} lies within {max_gap} of {day:%Y-%m-%d}")
         good = good & xr.DataArray(np.abs(days) <= limit, dims="time")
@@ -306,7 +306,7 @@ def best(
     cube : DataTree
         A cube.
     date : date or str
-        The day aimed at.
+        The day aimed at, whole: all of its dates are at distance 0. With a time of day that moment.
     policy : BestPixel, optional
         How distance to cloud and in time are weighed.
     mask : DataArray or ClearPolicy, optional
@@ -333,8 +333,7 @@ def best(
             f"{policy}: distance, days and the sum of the weights must be above 0, no weight below"
         )
     data, good, row = _inputs(cube, layer, mask)
-    aim = _day(date)
-    days = _days(data, aim)
+    aim, days = days_from(data.indexes["time"], date)
     pixel = abs(float(data["x"][1] - data["x"][0])) if data.sizes["x"] > 1 else 10.0
     reach = max(1.0, policy.distance / pixel)
     clear = usable(cube, mask, layer=layer)
@@ -430,27 +429,6 @@ def _reduced(
         output_dtypes=[np.float32],
     )
     return out.rename(name)
-
-
-def _day(date: Any) -> pd.Timestamp:
-    """Return the day aimed at, in UTC without a zone, as a cube's times are."""
-    day: pd.Timestamp = _read(pd.Timestamp, date, "'2021-06-15'")
-    return day if day.tzinfo is None else day.tz_convert(None)
-
-
-def _read(kind: Any, value: Any, example: str) -> Any:
-    try:
-        found = kind(value)
-    except (TypeError, ValueError):
-        found = pd.NaT
-    if pd.isna(found):
-        raise CubeError(f"cannot read {value!r} as a {kind.__name__}; give one such as {example}")
-    return found
-
-
-def _days(data: xr.DataArray, date: pd.Timestamp) -> Floats:
-    away = data.indexes["time"] - date
-    return np.asarray(away / pd.Timedelta("1D"), np.float64)
 
 
 def _picked(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -281,3 +284,32 @@ def test_a_gap_must_be_a_length_of_time() -> None:
         composites.nearest(_cube(), "2021-05-12", max_gap="a month")
     with pytest.raises(cubes.CubeError, match=r"cannot dilate by 1\.5 pixels"):
         composites.dilate(_cube()["s2"].to_dataset()["clear"], 1.5)
+
+
+@pytest.mark.parametrize(
+    ("aim", "picked", "days"),
+    [
+        ("2021-06-15", 1, 0),
+        (np.datetime64("2021-06-15"), 1, 0),
+        (date(2021, 6, 15), 1, 0),
+        (datetime(2021, 6, 15), 1, 0),
+        ("2021-06-15T00:00:00", 0, -100 / 1440),
+        ("2021-06-16", 1, -1),
+        ("2021-06-14", 0, 0),
+        ("2021-06-15T23:00:00+02:00", 1, 80 / 1440),
+    ],
+)
+def test_a_date_means_all_of_its_day(aim: Any, picked: int, days: float) -> None:
+    """Two passes at 22:20: midnight of the 15th is 100 minutes after the first."""
+    times = np.array(["2021-06-14T22:20", "2021-06-15T22:20", "2021-07-15"], "datetime64[ns]")
+    group = _cube()["s2"].to_dataset().isel(time=[0, 2, 4]).assign_coords(time=times)
+    group["clear"][:] = True
+    cube = xr.DataTree.from_dict({"s2": group})
+    out = composites.nearest(cube, aim)
+    pixel = {"y": 30, "x": 30}
+    assert float(out["day"].isel(pixel)) == pytest.approx(days, abs=1e-6)
+    np.testing.assert_array_equal(
+        out["reflectance"].isel(pixel), group["reflectance"].isel(time=picked, **pixel)
+    )
+    best = composites.best(cube, aim, policy=BestPixel(cloud_weight=0))
+    assert float(best["day"].isel(pixel)) == pytest.approx(days, abs=1e-6)
