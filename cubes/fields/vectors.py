@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -310,10 +311,8 @@ def _text(value: Any) -> str:
 def _code(text: str, names: Mapping[str, int]) -> int | None:
     if text in names:
         return names[text]
-    try:
-        return int(text)
-    except ValueError:
-        return None
+    # int() takes 1_0 for 10, and digits of other scripts
+    return int(text) if re.fullmatch(r"-?[0-9]+", text) else None
 
 
 def _unknown(unknown: list[str], column: str, legend: Legend, names: Mapping[str, int]) -> str:

@@ -239,7 +239,8 @@ def translate(
     Parameters
     ----------
     codes : array
-        Any shape, whole numbers; the legend's nodata and ignored codes are allowed.
+        Any shape, whole numbers; ignored codes are allowed, and nodata: the legend's, or that of
+        its layer of labels where every code of the legend is real.
     legend_, to : str, Legend or DataArray
         Where the codes come from (see `legend`), and the legend wanted.
 
@@ -252,9 +253,11 @@ def translate(
     Raises
     ------
     CubeError
-        No table between the two; a code that the legend does not have.
+        No table between the two; a code that the legend does not have, or that is no whole number.
     """
     import numpy as np
+
+    from cubes.registry.labels import label_layer
 
     one, other = legend(legend_), legend(to)
     if other.name not in one.remap:
@@ -265,7 +268,14 @@ def translate(
     if other.nodata is None:
         raise CubeError(f"legend {other.name!r} has no nodata for codes without a counterpart")
     codes = np.asarray(codes)
-    known = {*one.classes, *(() if one.nodata is None else (one.nodata,))}
+    if codes.dtype.kind not in "iu" and codes.size:
+        raise CubeError(
+            f"codes of legend {one.name!r} are {codes.dtype}, not whole numbers: open labels with "
+            "mask_and_scale=False, or put its nodata where NaN is and cast them"
+        )
+    # a legend in which every code is real leaves nodata to its labels
+    nodata = label_layer(one).nodata if one.nodata is None else one.nodata
+    known = {*one.classes, *(() if nodata is None else (int(nodata),))}
     strange = sorted(set(np.unique(codes).tolist()) - known)
     if strange:
         raise CubeError(
@@ -278,7 +288,7 @@ def translate(
     for code, there in one.remap[other.name].items():
         if code not in one.ignore:
             table[code] = there
-    out: np.ndarray = table[codes]
+    out: np.ndarray = table[codes.astype(np.int64)]
     return out
 
 

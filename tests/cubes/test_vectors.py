@@ -68,6 +68,14 @@ def test_unknown_codes_are_refused_with_the_nearest_name() -> None:
         vectors.rasterise(_table([10, 40]), BOX, column="cod", legend="worldcover", year=2021)
 
 
+@pytest.mark.parametrize("text", ["1_0", "１０", "+10", "1e1"])
+def test_what_only_looks_like_a_code_is_refused(text: str) -> None:
+    with pytest.raises(cubes.CubeError, match="1 values that are not in legend 'worldcover'"):
+        vectors._codes(np.array([text, "20"], object), registry.legend("worldcover"), "c")
+    found = vectors._codes(np.array(["10", 20, 30.0], object), registry.legend("worldcover"), "c")
+    assert found.tolist() == [10, 20, 30]
+
+
 def test_nodata_is_never_a_class_and_zero_of_sigpac_is() -> None:
     labels = _rasterise(_table([0, 40]))
     assert labels.attrs["polygons_without_class"] == 1
