@@ -255,6 +255,8 @@ def test_several_stores_and_missing_sensors(tmp_path: Path) -> None:
     assert len(plan([paths["radar"]], window)) == len(table.groups["radar"])
     with pytest.raises(CubeError, match="no sample left: 0 windows of 128 px times runs by Series"):
         plan([paths["optical"]], window)
+    with pytest.raises(CubeError, match="no sample left: 0 windows"):  # no pair at all
+        plan([paths["both"]], replace(window, rule=Series(dates=2, pairs=True)))
 
 
 def test_the_hash_covers_listed_steps(cube: Any) -> None:
