@@ -59,7 +59,8 @@ CUBES: dict[str, tuple[str, ...]] = {
     ),
     "sampling": (
         "pool", "cache", "inflight", "stored", "remote", "stream", "index", "draws", "tables",
-        "calendar", "sampleset", "areas", "splits", "rules", "samples", "choosing", "stats", "withhold",
+        "calendar", "sampleset", "areas", "splits", "rules", "samples", "choosing", "stats",
+        "withhold",
     ),
     "": (),
 }  # fmt: skip

@@ -42,7 +42,7 @@ def walk(catalog: Catalog, collection: str) -> Iterator[Item]:
     if not root:
         raise CubeError(
             f"catalogue {catalog.name!r} has no url of its own: say where it lies, "
-            f"cubes.catalog({catalog.name!r}, url=\"FOLDER/catalog.json\")"
+            f'cubes.catalog({catalog.name!r}, url="FOLDER/catalog.json")'
         )
     if scheme_of(root) == "file":
         root = os.path.abspath(root.removeprefix("file://"))  # noqa: PTH100 - keeps links
