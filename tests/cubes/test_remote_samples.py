@@ -180,23 +180,6 @@ def test_a_corpus_is_planned_as_a_whole(made: Path, tmp_path: Path) -> None:
         server.close()
 
 
-def test_the_loader_streams_with_threads_and_workers(made: Path, server: Slow, tmp_path) -> None:
-    from deepsentinel import loader
-
-    here = plan(made / "bucket" / "c.zarr", WINDOW)
-    there = plan("s3://bucket/c.zarr", WINDOW, storage=s3(server, cache=tmp_path / "cache"))
-    wanted = [batch.clone() for batch in loader(here, 2, seed=5)]
-    for workers in (0, 2):
-        one = loader(there, 2, seed=5, workers=workers, timeout=50)
-        found = [batch.clone() for batch in one]
-        one.close()
-        assert len(found) == len(wanted) == 2
-        for a, b in zip(found, wanted, strict=True):
-            for name, values in b.stored.items():
-                assert (a.stored[name] == values).all(), name
-            assert (a.place == b.place).all()
-
-
 # -------------------------------------------------------------------------------- the cache
 
 

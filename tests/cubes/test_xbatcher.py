@@ -5,7 +5,6 @@ A test that fails here is good news: its message says what of ours may then go.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
 import tracemalloc
@@ -98,22 +97,6 @@ def test_every_item_computes_alone() -> None:
     assert len(computed) == len(windows) == 4, (
         "xbatcher now shares chunks between items: measure it again in benchmarks/stream.py"
     )
-
-
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
-def test_the_map_dataset_has_no_batches() -> None:
-    from xbatcher.loaders.torch import MapDataset
-
-    dataset = MapDataset(xbatcher.BatchGenerator(cube(8)["v"], {"y": 4, "x": 4}))
-    assert not hasattr(dataset, "__getitems__"), (
-        "xbatcher's MapDataset now takes whole batches: compare it with our SampleDataset"
-    )
-    with pytest.raises(NotImplementedError, match="single integer"):
-        dataset[[0, 1]]
-    whole = xbatcher.BatchGenerator(cube(8), {"y": 4, "x": 4})
-    two = MapDataset(xbatcher.BatchGenerator(whole.ds.assign(w=whole.ds["v"]), {"y": 4, "x": 4}))
-    with pytest.raises(ValueError, match="squeeze"):  # several layers become no dict of tensors
-        two[0]
 
 
 def test_a_selector_costs_hundreds_of_bytes() -> None:
