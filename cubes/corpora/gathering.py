@@ -58,6 +58,32 @@ def lacking(made: Recipe, catalog: Catalog, area: AOI | None = None) -> dict[str
     return out
 
 
+def fits(made: Recipe, catalog: Catalog, area: Any = None) -> tuple[Recipe, AOI | None]:
+    """Return a recipe as it is for an area, and that area; asks no catalogue.
+
+    Raises
+    ------
+    CubeError
+        No area where the recipe covers one; layers that the catalogue has no row for, all named.
+    """
+    if area is None and made.where == "cover":
+        raise CubeError(f"recipe {made.name!r} covers an area: name one, such as 'california'")
+    where = None if area is None else grid.as_aoi(area)
+    made = there(made, where)
+    _refuse(lacking(made, catalog), made, catalog, where)
+    return made, where
+
+
+def _refuse(lost: Mapping[str, str], made: Recipe, catalog: Catalog, area: AOI | None) -> None:
+    if lost:
+        said = "; ".join(f"{layer}: {why}" for layer, why in lost.items())
+        raise CubeError(
+            f"recipe {made.name!r} needs layers that catalogue {catalog.name!r} cannot deliver for "
+            f"{area.name if area else 'all land'}: {said}. Name a catalogue that has them; "
+            "labels, terrain and geometry may be left out (without=)"
+        )
+
+
 def gather(
     name: str | Recipe,
     area: Any,
@@ -104,18 +130,9 @@ def gather(
         written; an area where the recipe needs one; after all others, patches that failed, and
         fewer matched points than asked for.
     """
-    source, made = registry.catalog(catalog), recipe(name)
-    if area is None and made.where == "cover":
-        raise CubeError(f"recipe {made.name!r} covers an area: name one, such as 'california'")
-    where = None if area is None else grid.as_aoi(area)
-    made = there(made, where)
-    if lost := lacking(made, source, where):
-        said = "; ".join(f"{layer}: {why}" for layer, why in lost.items())
-        raise CubeError(
-            f"recipe {made.name!r} needs layers that catalogue {source.name!r} cannot deliver for "
-            f"{where.name if where else 'all land'}: {said}. Name a catalogue that has them; "
-            "labels, terrain and geometry may be left out (without=)"
-        )
+    source = registry.catalog(catalog)
+    made, where = fits(recipe(name), source, area)
+    _refuse(lacking(made, source, where), made, source, where)
     gathering = _Gathering(recipe=made, catalog=source, folder=Path(out))
     tried = gathering.cover(where, limit) if where is not None and made.where == "cover" else (
         gathering.draw(where, made.points if limit is None else limit)

@@ -157,6 +157,7 @@ def _gather(options: argparse.Namespace) -> int:
     out = options.out or folder or Path(f"{options.like}-{_named(where)}")
     made, place = recipes.recipe(options.like, **changes), area(where) if where else None
     source = _catalog(options)
+    gathering.fits(made, source, place)
     print(foretelling.foretell(made, place, out, limit=options.limit), file=sys.stderr)
     if options.dry_run:
         return 0
